@@ -1,0 +1,378 @@
+"""JAM's network, its flow-matching loss and its sampler: 530M parameters or 6M, the same code.
+
+Read from the bottom: `sample` integrates dx/dt = velocity from noise (t = 0) to latents (t = 1), `flow_loss` trains that
+velocity to be x1 - x0, `DiT.forward` predicts it, `DiT.condition` computes once per song whatever does not depend on t.
+
+Axes: B songs, T latent frames, L = 4T phoneme cells, C latent channels, D width, E width of text, style and scalars,
+U different texts, P guidance passes (rows of the network's batch), H heads, K head width.
+Source: arXiv 2507.20880 and the published weights JAM-0.5, matched number for number by tests/test_model.py.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from config import Guidance, ModelConfig
+
+NORM_EPS = 1e-6
+FREQUENCIES = 128            # sines and cosines in a scalar's features
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over channels, with float32 statistics."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype)
+
+
+def rotary_tables(frames: int, head_dim: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, K) of positions 0..T-1: base 10000, one frequency for channels i and i + K/2."""
+    frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    angle = torch.outer(torch.arange(frames, dtype=torch.float32, device=device), frequency)     # (T, K/2)
+    angle = torch.cat([angle, angle], dim=-1)                                                    # (T, K)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + K/2) of x (..., T, K) by their position's angles."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Bidirectional self-attention over all frames, padding included; no mask exists."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q, k, v = (proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                 # (P, H, T, K)
+                   for proj in (self.q_proj, self.k_proj, self.v_proj))
+        y = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        return self.o_proj(y.transpose(1, 2).flatten(2))                                   # (P, T, D)
+
+
+class MLP(nn.Module):
+    """SiLU-gated feed-forward layer."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, hidden, bias=False)
+        self.up_proj = nn.Linear(dim, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer layer; the flow time does not modulate it."""
+
+    def __init__(self, dim: int, heads: int, ff_mult: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(dim)
+        self.self_attn = Attention(dim, heads)
+        self.post_attention_layernorm = RMSNorm(dim)
+        self.mlp = MLP(dim, ff_mult * dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class ScalarEmbed(nn.Module):
+    """One number per song, e.g. the flow time, as a vector (., E)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.time_mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, scalar: Tensor) -> Tensor:
+        return self.time_mlp(self.features(scalar))
+
+    @staticmethod
+    def features(scalar: Tensor) -> Tensor:
+        """(B,) -> (B, 256): sines, then cosines, of 1000 * scalar at falling frequencies."""
+        k = torch.arange(FREQUENCIES, dtype=torch.float32, device=scalar.device)
+        frequency = torch.exp(-k * (math.log(10000) / (FREQUENCIES - 1)))
+        angle = (1000 * scalar.float())[:, None] * frequency
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class GRN(nn.Module):
+    """Global response norm: each channel's L2 norm over *time*, relative to the mean over channels."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, dim))
+        self.beta = nn.Parameter(torch.zeros(1, 1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)                    # (U, 1, channels)
+        ratio = (norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)).to(x.dtype)
+        return self.gamma * (x * ratio) + self.beta + x
+
+
+class ConvNeXtBlock(nn.Module):
+    """ConvNeXt-V2 block along the phoneme cells."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dwconv = nn.Conv1d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.pwconv1 = nn.Linear(dim, 2 * dim)
+        self.grn = GRN(2 * dim)
+        self.pwconv2 = nn.Linear(2 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dwconv(x.transpose(1, 2)).transpose(1, 2)                                 # conv wants (U, E, L)
+        return x + self.pwconv2(self.grn(F.gelu(self.pwconv1(self.norm(y)))))
+
+
+class TextEmbed(nn.Module):
+    """Phoneme ids (U, L) -> one vector per latent frame (U, T, E)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        dim = config.text_dim
+        self.last_position = 4 * config.max_frames - 1
+        self.text_embed = nn.Embedding(config.text_num_embeds + 1, dim)
+        self.text_blocks = nn.ModuleList(ConvNeXtBlock(dim) for _ in range(config.conv_layers))
+        self.downsample_blocks = nn.ModuleList(nn.Conv1d(dim, dim, 4, stride=2, padding=1) for _ in range(2))
+
+    def positions(self, cells: int, device: torch.device | None = None) -> Tensor:
+        """Table (L, E): cosines, then sines, of the cell's index; cells past the model's longest song repeat."""
+        dim = self.text_embed.embedding_dim
+        frequency = 1.0 / 10000.0 ** (torch.arange(0, dim, 2, device=device).float() / dim)
+        index = torch.arange(cells, device=device).clamp_max(self.last_position).float()
+        angle = torch.outer(index, frequency)
+        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+    def forward(self, phonemes: Tensor) -> Tensor:
+        x = self.text_embed(phonemes)                                                      # (U, L, E)
+        x = x + self.positions(x.shape[1], x.device).to(x.dtype)
+        for block in self.text_blocks:
+            x = block(x)
+        x = x.transpose(1, 2)
+        for conv in self.downsample_blocks:                                                # L -> 2T -> T
+            x = conv(x)
+        return x.transpose(1, 2)
+
+
+class ConvPosition(nn.Module):
+    """Two grouped convolutions over 31 frames each."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv1d = nn.Sequential(nn.Conv1d(dim, dim, 31, padding=15, groups=16), nn.Mish(),
+                                    nn.Conv1d(dim, dim, 31, padding=15, groups=16), nn.Mish())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv1d(x.transpose(1, 2)).transpose(1, 2)
+
+
+class InputEmbed(nn.Module):
+    """Joins noisy latents, audio condition, text, style and scalars. `DiT` applies `proj` in two parts."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.proj = nn.Linear(2 * config.mel_dim + config.text_dim + 2 * config.cond_dim, config.dim)
+        self.conv_pos_embed = ConvPosition(config.dim)
+
+
+class FinalNorm(nn.Module):
+    """LayerNorm whose scale and shift come from the scalars."""
+
+    def __init__(self, dim: int, cond_dim: int):
+        super().__init__()
+        self.linear = nn.Linear(cond_dim, 2 * dim)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        scale, shift = self.linear(F.silu(c))[:, None].chunk(2, dim=-1)                    # (P, 1, D) each
+        return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+
+
+@dataclass
+class Condition:
+    """What a song asks for, as far as it does not depend on the flow time. P rows; equal texts are kept once."""
+    static: Tensor          # (P, T, D) input projection of audio condition, text, style, start and durations
+    scalars: Tensor         # (P, E) embedded start and durations, summed
+    fusion: list[Tensor]    # per early block (U, T, D)
+    row: Tensor             # (P,) which of the U texts a row uses
+
+    def first(self, rows: int) -> "Condition":
+        """The condition of the first rows alone."""
+        return Condition(self.static[:rows], self.scalars[:rows], self.fusion, self.row[:rows])
+
+
+class DiT(nn.Module):
+    """The diffusion transformer. `forward(x, time, condition(...))` is the velocity."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        dim, cond = config.dim, config.cond_dim
+        self.time_embed, self.start_time_embed, self.duration_abs_embed, self.duration_rel_embed = (
+            ScalarEmbed(cond) for _ in range(4))
+        self.text_embed = TextEmbed(config)
+        self.duration_pad_bias = nn.Parameter(torch.zeros(config.text_dim))
+        self.input_embed = InputEmbed(config)
+        self.transformer_blocks = nn.ModuleList(
+            Block(dim, config.heads, config.ff_mult) for _ in range(config.depth))
+        self.text_fusion_linears = nn.ModuleList(
+            nn.Sequential(nn.Linear(config.text_dim, dim), nn.SiLU()) for _ in range(config.depth // 2))
+        self.norm_out = FinalNorm(dim, cond)
+        self.proj_out = nn.Linear(dim, config.mel_dim)
+        for fusion in self.text_fusion_linears:             # text fusion starts as nothing and learns its way in
+            nn.init.zeros_(fusion[0].weight)
+            nn.init.zeros_(fusion[0].bias)
+
+    def embed_text(self, phonemes: Tensor, duration_rel: Tensor) -> Tensor:
+        """(U, L) ids and (U,) -> (U, T, E); frames past the song's end get the learned padding bias.
+
+        The product is rounded to float32 before truncation, as in the original: 283 of its 5000 lengths lose a frame.
+        """
+        text = self.text_embed(phonemes)
+        real = (self.config.max_frames * duration_rel.float()).long()                      # (U,)
+        padding = torch.arange(text.shape[1], device=text.device) >= real[:, None]         # (U, T)
+        return text + padding[:, :, None] * self.duration_pad_bias
+
+    def condition(self, phonemes: Tensor, style: Tensor, start_time: Tensor, duration_abs: Tensor,
+                  duration_rel: Tensor, audio: Tensor | None = None, row: Tensor | None = None) -> Condition:
+        """Compute once whatever does not depend on the flow time.
+
+        Args: phonemes (U, L) ids, 0 everywhere where text is dropped; style (P, E), zeros where dropped;
+            start_time, duration_abs, duration_rel (U,); audio (P, T, C) audio condition, None for zeros;
+            row (P,) the text of each row, None for one each.
+        """
+        c = self.config
+        if phonemes.shape[1] % 4 or phonemes.shape[1] > 4 * c.max_frames:
+            raise ValueError(f"{phonemes.shape[1]} phoneme cells; expected 4 a frame, {4 * c.max_frames} at most")
+        row = torch.arange(len(phonemes), device=phonemes.device) if row is None else row
+        text = self.embed_text(phonemes, duration_rel)
+        scalars = (self.start_time_embed(start_time) + self.duration_abs_embed(duration_abs)
+                   + self.duration_rel_embed(duration_rel))[row]
+        weight = self.input_embed.proj.weight.split([c.mel_dim, c.mel_dim, c.text_dim, c.cond_dim, c.cond_dim], 1)
+        static = F.linear(text, weight[2])[row] + (F.linear(style, weight[3]) + F.linear(scalars, weight[4])
+                                                   + self.input_embed.proj.bias)[:, None]
+        if audio is not None:
+            static = static + F.linear(audio, weight[1])
+        return Condition(static, scalars, [fusion(text) for fusion in self.text_fusion_linears], row)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """Velocity (P, T, C) of latents x (P, T, C) at flow time (P,) or () in 0 (noise) .. 1 (data)."""
+        if x.shape[:2] != condition.static.shape[:2] or x.shape[2] != self.config.mel_dim:
+            raise ValueError(f"latents {tuple(x.shape)} do not fit a condition of {tuple(condition.static.shape[:2])}"
+                             f" and {self.config.mel_dim} channels")
+        time = self.time_embed(time.reshape(-1)).expand(len(x), -1)                        # (P, E)
+        h = self.embed_input(x, time, condition)
+        cos, sin = rotary_tables(x.shape[1], self.config.dim // self.config.heads, x.device)
+        for i, block in enumerate(self.transformer_blocks):
+            h = block(h, cos, sin)
+            if i < len(condition.fusion):
+                h = h + condition.fusion[i][condition.row]
+        return self.proj_out(self.norm_out(h, time + condition.scalars))
+
+    def embed_input(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """The part of the input projection that changes with the flow time, and the convolutional positions."""
+        weight = self.input_embed.proj.weight
+        h = F.linear(x, weight[:, :x.shape[2]]) + F.linear(time, weight[:, -time.shape[1]:])[:, None]
+        h = h + condition.static
+        return h + self.input_embed.conv_pos_embed(h)
+
+
+def load_weights(model: DiT, weights: dict[str, Tensor], source: str = "weights") -> None:
+    """Load tensors under their published names (`transformer.` first), strictly.
+
+    Raises: ValueError, naming `source` and each tensor that is missing, unknown or of another shape.
+    """
+    prefix, own = "transformer.", model.state_dict()
+    wrong = [f"missing {prefix}{k}" for k in own if prefix + k not in weights]
+    wrong += [f"unknown {k}" for k in weights if k.removeprefix(prefix) not in own or not k.startswith(prefix)]
+    wrong += [f"{prefix}{k} is {tuple(weights[prefix + k].shape)}, not {tuple(v.shape)}" for k, v in own.items()
+              if prefix + k in weights and weights[prefix + k].shape != v.shape]
+    if wrong:
+        raise ValueError(f"{source}: {len(wrong)} tensors do not fit the model: {'; '.join(wrong[:5])}")
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()})
+
+
+def flow_loss(model: Callable[..., Tensor], x1: Tensor, x0: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """Squared error of the velocity at x_t = (1 - t) x0 + t x1, per song (B,): mean over all frames and channels.
+
+    Args: x1 data and x0 noise (B, T, C); time (B,). Padding frames count too, as in the original.
+    """
+    t = time[:, None, None]
+    return (model((1 - t) * x0 + t * x1, time, condition).float() - (x1 - x0)).square().mean((1, 2))
+
+
+def drop(tensor: Tensor, dropped: Tensor) -> Tensor:
+    """Zero the songs of tensor (B, ...) that dropped (B,) marks: id 0 everywhere, or the zero style."""
+    return tensor * ~dropped.view(-1, *[1] * (tensor.dim() - 1))
+
+
+def time_grid(steps: int, sway: float | None = None) -> Tensor:
+    """`steps` flow times from 0 to 1, i.e. steps - 1 Euler steps; sway < 0 puts more of them near the noise."""
+    t = torch.linspace(0, 1, steps)
+    return t if sway is None else t + sway * (torch.cos(math.pi / 2 * t) - 1 + t)
+
+
+# Guidance modes: the passes that a guided step needs, as (text kept, song's own style kept), in the batch's order.
+# The first is the plain conditional velocity; where the style is not kept, the negative style stands instead.
+PASSES = {"none": [(True, True)], "single": [(True, True), (False, False)],
+          "dual": [(True, True), (True, False), (False, False)],
+          "dual_fix": [(True, True), (False, True), (False, False)]}
+
+
+def guide(mode: str, weights: tuple[float, ...], v: list[Tensor]) -> Tensor:
+    """Combine the velocities of PASSES[mode]. Neutral weights: (0,) for single, (1, 1) for the dual modes."""
+    if mode == "single":
+        return v[0] + weights[0] * (v[0] - v[1])
+    if mode == "dual":                                       # style against the negative style, words against none
+        return weights[0] * (v[0] - v[1]) + weights[1] * (v[1] - v[2]) + v[2]
+    if mode == "dual_fix":                                   # words against none, style against the negative style
+        return weights[0] * (v[1] - v[2]) + weights[1] * (v[0] - v[1]) + v[2]
+    return v[0]
+
+
+def guided_condition(model: DiT, batch: dict[str, Tensor], negative_style: Tensor, mode: str) -> Condition:
+    """The condition of all passes of a guided step, P = passes * B rows; a text is embedded once, not per pass."""
+    passes, songs = PASSES[mode], torch.arange(len(batch["style"]), device=batch["style"].device)
+    texts = [batch["phonemes"]] + [torch.zeros_like(batch["phonemes"])] * (not all(text for text, _ in passes))
+    scalars = {k: batch[k].repeat(len(texts)) for k in ("start_time", "duration_abs", "duration_rel")}
+    style = torch.cat([batch["style"] if own else negative_style.expand_as(batch["style"]) for _, own in passes])
+    row = torch.cat([songs if text else songs + len(songs) for text, _ in passes])
+    return model.condition(torch.cat(texts), style, **scalars, row=row)
+
+
+@torch.no_grad()
+def sample(model: DiT, batch: dict[str, Tensor], noise: Tensor, grid: Tensor, guidance: Guidance,
+           negative_style: Tensor, progress: Callable = lambda steps: steps) -> Tensor:
+    """Integrate from noise to latents with Euler steps.
+
+    Args: batch as data.collate makes it (phonemes (B, 4T), style (B, E), start_time, duration_abs, duration_rel (B,));
+        noise (B, T, C); grid from time_grid; negative_style (1, E); progress wraps the list of steps, e.g. tqdm.
+    Returns: latents (B, T, C).
+    """
+    songs, mode = len(noise), guidance.mode
+    if mode == "single" and guidance.weights[0] < 1e-5:
+        mode = "none"
+    condition = guided_condition(model, batch, negative_style, mode)
+    low, high = guidance.range
+    x, grid = noise, grid.to(noise.device)
+    for i in progress(range(len(grid) - 1)):
+        guided = mode != "none" and low <= grid[i] <= high   # compared in float32, ends included
+        rows = len(condition.row) if guided else songs
+        v = model(x.repeat(rows // songs, 1, 1), grid[i], condition.first(rows)).float()
+        v = guide(mode, guidance.weights, list(v.split(songs))) if guided else v
+        x = x + (grid[i + 1] - grid[i]) * v
+    return x

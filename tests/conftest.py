@@ -1,0 +1,56 @@
+"""Shared fixtures: golden files, and a tiny random model in a folder as sample.py takes it."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from config import CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, preset_to_json  # noqa: E402
+from model import DiT  # noqa: E402
+
+BABY = ROOT / "weights" / "baby"
+GOLDEN = ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)          # the same sums on every machine, and no fight over cores
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Read a golden file by name: tensors of a .safetensors, content of a .json."""
+    def read(name: str):
+        path = GOLDEN / name
+        return load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
+    return read
+
+
+@pytest.fixture(scope="session")
+def tiny_preset():
+    """The baby's preset with a network that computes in milliseconds."""
+    baby = PRESETS["baby"]
+    sizes = dataclasses.replace(baby.model, dim=32, depth=2, heads=2, mel_dim=16, text_dim=16, cond_dim=16,
+                                conv_layers=1)
+    return dataclasses.replace(baby, model=sizes, codec=dataclasses.replace(baby.codec, mels=8), steps=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, tiny_preset):
+    """A model folder with random weights, the real phonemizer and two styles."""
+    folder = tmp_path_factory.mktemp("tiny")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = DiT(tiny_preset.model)
+    save_file({f"transformer.{k}": v for k, v in model.state_dict().items()}, folder / WEIGHTS)
+    save_file(dict(zip(("female", "male"), torch.eye(2, 16).unbind(), strict=True)), folder / STYLES)
+    (folder / CONFIG).write_text(preset_to_json(tiny_preset))
+    (folder / PHONEMIZER).symlink_to(BABY / PHONEMIZER)
+    return folder

@@ -1,0 +1,273 @@
+"""model.py against numbers computed with the original, and the properties that the numbers cannot show."""
+
+import dataclasses
+
+import golden as names
+import pytest
+import torch
+
+from config import Guidance, ModelConfig
+from model import PASSES, DiT, ScalarEmbed, flow_loss, load_weights, rotary_tables, sample, time_grid
+
+TINY_STEPS = {"dual": (8, "dual", (4.7, 2.6), (0.05, 1.0), None), "dual_fix": (8, "dual_fix", (4.7, 2.6), (0.05, 1.0), None),
+              "cfg4": (8, "single", (4.0,), None, None), "nocfg": (8, "none", (), None, None),
+              "dual_range_edges": (5, "dual", (4.7, 2.6), (0.25, 0.75), None),
+              "cfg2_range": (11, "single", (2.0,), (0.35, 0.65), None),
+              "dual_sway": (8, "dual", (4.7, 2.6), (0.05, 1.0), -1.0)}
+
+
+def error(a, b):
+    assert a.shape == b.shape
+    return (a - b).abs().max().item()
+
+
+@pytest.fixture(scope="module")
+def meta(golden):
+    return golden("tiny_meta.json")
+
+
+@pytest.fixture(scope="module")
+def weights(meta):
+    return names.rule_weights({k: v["shape"] for k, v in meta["weight_checks"].items()})
+
+
+@pytest.fixture(scope="module")
+def model(meta, weights):
+    return names.make_model(meta["config"], weights)
+
+
+@pytest.fixture(scope="module")
+def inputs(golden):
+    return golden("a_forward_inputs.safetensors")
+
+
+@pytest.fixture(scope="module")
+def inner(golden):
+    return golden("a_forward_intermediates_short.safetensors")
+
+
+def test_weight_rule(meta, weights):
+    """A wrong generator or scale would make every other golden test compare noise."""
+    assert len(weights) == len(meta["weight_checks"])
+    for key, check in meta["weight_checks"].items():
+        assert weights[key].double().sum().item() == pytest.approx(check["sum"], abs=1e-6)
+
+
+@pytest.mark.parametrize("case", ["normal", "drop_text", "drop_prompt", "drop_audio_cond", "short", "null_short",
+                                  "drop_all_short", "scalar_time_0.4"])
+def test_velocity(case, model, meta, inputs, golden):
+    settings = meta["forward_cases"].get(case, {})
+    given = inputs | {"duration_rel": inputs[settings.get("duration_rel", "duration_rel_full")]}
+    if case == "null_short":
+        given["style_prompt"] = inputs["negative_style"].expand(2, -1)
+    if case == "scalar_time_0.4":
+        given["time"] = torch.tensor(0.4)
+    out = names.velocity(model, given, *(settings.get(k, False) for k in ("drop_text", "drop_prompt", "drop_audio_cond")))
+    assert error(out, golden("a_forward_outputs.safetensors")[case]) < 5e-6
+
+
+@torch.no_grad()
+def test_intermediates(model, inputs, inner):
+    """Each stage of case `short`, so that a deviation is found where it arises."""
+    given = inputs | {"duration_rel": inputs["duration_rel_short"]}
+    scalars = {"time": model.time_embed, "start_time": model.start_time_embed, "duration_abs": model.duration_abs_embed,
+               "duration_rel": model.duration_rel_embed}
+    embedded = {name: module(given[name]) for name, module in scalars.items()}
+    for name, value in embedded.items():
+        assert error(value, inner[f"{name}_embed"]) < 5e-6
+    assert error(sum(embedded.values()), inner["c"]) < 5e-6
+    assert error(model.text_embed(given["text"]), inner["text_embed"]) < 5e-6
+    caught = {}
+    hooks = [module.register_forward_hook(lambda m, args, out, name=name: caught.update({name: out, f"{name}_in": args[0]}))
+             for name, module in [("position", model.input_embed.conv_pos_embed), ("norm_out", model.norm_out),
+                                  *((f"block{i}_raw", b) for i, b in enumerate(model.transformer_blocks))]]
+    condition = names.condition(model, given, False, False, given["cond"])
+    model(given["x"], given["time"], condition)
+    for hook in hooks:
+        hook.remove()
+    assert error(caught["position_in"], inner["input_proj"]) < 5e-6
+    assert error(caught["block0_raw_in"], inner["input_embed"]) < 5e-6
+    assert error(caught["norm_out"], inner["norm_out"]) < 5e-6
+    for i in range(4):
+        assert error(caught[f"block{i}_raw"], inner[f"block{i}_raw"]) < 5e-6
+        after = caught[f"block{i + 1}_raw_in"] if i < 3 else caught["norm_out_in"]
+        assert error(after, inner[f"block{i}"]) < 5e-6
+        if i < 2:
+            assert error(condition.fusion[i], inner[f"fusion{i}"]) < 5e-6
+    null = names.condition(model, given | {"style_prompt": inputs["negative_style"].expand(2, -1)}, True, False)
+    assert error(model.text_embed(torch.zeros_like(given["text"])), inner["null_short.text_embed"]) < 5e-6
+    assert error(model.embed_input(given["x"], embedded["time"], null), inner["null_short.input_embed"]) < 5e-6
+
+
+@torch.no_grad()
+def test_parts(model, golden):
+    """Small inputs that make the epsilons of the norms visible; a wrong one hides in full-size outputs."""
+    parts = golden("a_submodules.safetensors")
+    for i in range(2):
+        x = parts[f"block{i}_in"]
+        cos, sin = rotary_tables(x.shape[1], x.shape[2] // 32)
+        assert error(model.transformer_blocks[i](x, cos, sin), parts[f"block{i}_out"]) < 5e-6
+    cos, sin = rotary_tables(96, 4)
+    assert max(error(cos, parts["rope_cos"]), error(sin, parts["rope_sin"])) < 5e-6
+    assert error(model.text_embed.text_blocks[0](parts["convnext0_in"]), parts["convnext0_out"]) < 5e-6
+    assert error(model.norm_out(parts["norm_out_in"], parts["norm_out_c"]), parts["norm_out_out"]) < 5e-6
+    # one ulp of an argument near 1000 rad is 6e-5, and exp() differs by an ulp between processors
+    assert error(ScalarEmbed.features(parts["time_in"]), parts["time_sinusoid"]) < 1e-4
+    assert error(model.time_embed(parts["time_in"]), parts["time_mlp_out"]) < 5e-6
+    table = model.text_embed.positions(4 * 96)
+    assert error(table[:8], parts["text_pos_table_first8"]) < 5e-6
+    assert error(table[-2:], parts["text_pos_table_last2"]) < 5e-6
+
+
+def test_compact(golden):
+    """Stored weights, and a text width that differs from 512."""
+    values = golden("compact_io.safetensors")
+    meta = golden("compact_meta.json")
+    model = names.make_model(meta["config"] | {"heads": 32}, golden("compact_weights.safetensors"))
+    assert error(names.velocity(model, values), values["out_normal"]) < 5e-6
+    assert error(names.velocity(model, values, True, True, True), values["out_drop_all"]) < 5e-6
+
+
+@pytest.mark.parametrize("case", TINY_STEPS)
+def test_sampler(case, model, meta, golden):
+    """Final latents, and as many network rows as the original made calls for each song."""
+    given, calls = golden("b_sample_inputs.safetensors"), []
+    hook = model.register_forward_hook(lambda m, args, out: calls.append(len(out) // 2))
+    out = names.sample(model, given, *TINY_STEPS[case])
+    hook.remove()
+    assert error(out, golden("b_sample_outputs.safetensors")[case]) < 5e-5
+    assert sum(calls) == meta["sampling"][case]["network_calls"]
+    assert len(calls) == meta["sampling"][case]["euler_steps"]     # all passes of a step are one batch
+
+
+def test_sampler_trajectory(model, golden):
+    """Every state on the way, so that errors that cancel at the end are seen."""
+    given, want = golden("b_sample_inputs.safetensors"), golden("b_sample_outputs.safetensors")["dual.trajectory"]
+    states = []
+    hook = model.register_forward_pre_hook(lambda m, args: states.append(args[0][:2].clone()))
+    final = names.sample(model, given, *TINY_STEPS["dual"])
+    hook.remove()
+    assert max(error(a, b) for a, b in zip([*states, final], want, strict=True)) < 5e-5
+
+
+def test_sampler_batch_of_variants(model, golden):
+    """One song sung from two noises in a batch."""
+    given, want = golden("b_sample_inputs.safetensors"), golden("b_sample_outputs.safetensors")
+    twice = {k: v[:1].repeat(2, *[1] * (v.dim() - 1)) for k, v in given.items() if k != "negative_style"}
+    out = names.sample(model, twice | {"y0": want["infer2.y0"], "negative_style": given["negative_style"]}, 4, "dual",
+                       (4.7, 2.6), (0.05, 1.0))
+    assert max(error(out[i:i + 1], want[f"infer2.part{i}"]) for i in range(2)) < 5e-5
+
+
+@pytest.mark.parametrize("case", ["no_drop", "drop_style_only", "drop_both"])
+def test_training_loss_and_gradients(case, model, golden):
+    want, stored = golden("c_train_loss.json")[case], golden("c_train_outputs.safetensors")
+    model.zero_grad()
+    loss = names.train_loss(model, golden("c_train_inputs.safetensors"), want["drop_text"], want["drop_prompt"])
+    loss.backward()
+    assert loss.item() == pytest.approx(want["loss"], abs=5e-6)
+    for name, parameter in model.named_parameters():
+        key = f"transformer.{name}"
+        assert parameter.grad.norm().item() == pytest.approx(want["grad_norm"][key], rel=1e-4, abs=1e-9)
+        if f"{case}.grad.{key}" in stored:
+            gradient = stored[f"{case}.grad.{key}"]
+            assert error(parameter.grad[..., :gradient.shape[-1]], gradient) < 1e-6
+
+
+def test_padding_bias_rule(golden):
+    """The float32 product is truncated: 283 of 5000 lengths lose one frame."""
+    want = golden("duration_mask.json")
+    lost = {frames: real for frames, real in want["frames_and_T_real"]}
+    model = DiT(ModelConfig(32, 2, 2, 2, 4, 8, 8, 8, 1, max_frames=5000))
+    torch.nn.init.ones_(model.duration_pad_bias)
+    model.text_embed.forward = lambda ids: torch.zeros(len(ids), 5000, 8)
+    frames = torch.arange(1, 5001)
+    frame_s = 2048 / 44100
+    for part in frames.split(250):
+        rel = torch.tensor([(n * frame_s) / (5000 / (44100 / 2048)) for n in part.tolist()])
+        real = 5000 - model.embed_text(torch.zeros(len(part), 1, dtype=torch.long), rel)[:, :, 0].sum(1)
+        assert real.tolist() == [lost.get(n, n) for n in part.tolist()]
+
+
+def test_full_size_names_and_shapes(golden):
+    """JAM-0.5's 232 tensors, 532 934 592 parameters, under their published names."""
+    want = golden("full_size_keys.json")
+    sizes = {k: want["config"][k] for k in names.SIZES if k in want["config"]} | {"heads": 32, "cond_dim": 512}
+    with torch.device("meta"):
+        model = DiT(ModelConfig(**sizes))
+    assert {f"transformer.{k}": list(v.shape) for k, v in model.state_dict().items()} == \
+        {k: list(v["shape"]) for k, v in want["tensors"].items()}
+    assert sum(p.numel() for p in model.parameters()) == 532_934_592
+
+
+def test_weights_load_strictly(model, weights):
+    """The original loads non-strictly: a renamed tensor stays random and nobody notices."""
+    name = "transformer.proj_out.bias"
+    for broken, text in [({k: v for k, v in weights.items() if k != name}, "missing " + name),
+                         (weights | {"transformer.extra": weights[name]}, "unknown transformer.extra"),
+                         (weights | {name: torch.zeros(3)}, "not (16,)")]:
+        with pytest.raises(ValueError, match="1 tensors do not fit") as caught:
+            load_weights(model, broken, "FILE")
+        assert text in str(caught.value) and str(caught.value).startswith("FILE: ")
+
+
+def test_time_runs_from_noise_to_data(model, golden):
+    """t = 0 is noise and t = 1 is data: the exact velocity of a known pair has no loss and leads to the data."""
+    given = golden("c_train_inputs.safetensors")
+    x0, x1 = given["x0"], given["x1"]
+    perfect = lambda x, time, condition: x1 - x0  # noqa: E731
+    assert flow_loss(perfect, x1, x0, given["time"], None).max() < 1e-12
+    grid = time_grid(9)
+    assert grid[0] == 0 and grid[-1] == 1 and len(grid) == 9
+
+
+def test_neutral_guidance(model, golden):
+    """(0,) is neutral for single guidance, (1, 1) for the dual modes."""
+    given = golden("b_sample_inputs.safetensors")
+    plain = names.sample(model, given, 4, "none", (), None)
+    for mode, neutral in [("single", (0.0,)), ("dual", (1.0, 1.0)), ("dual_fix", (1.0, 1.0))]:
+        assert error(names.sample(model, given, 4, mode, neutral, None), plain) < 1e-5
+
+
+def test_song_is_unchanged_by_its_batch_mates(model, golden):
+    given = golden("b_sample_inputs.safetensors")
+    both = names.sample(model, given, *TINY_STEPS["dual"])
+    alone = {k: v[1:] if len(v) == 2 else v for k, v in given.items()}
+    assert error(names.sample(model, alone, *TINY_STEPS["dual"]), both[1:]) < 5e-6
+
+
+def test_text_is_embedded_once_per_song(model, golden):
+    """What does not depend on flow time is computed once: the text branch runs once, with two texts for each song."""
+    given, calls = golden("b_sample_inputs.safetensors"), []
+    hook = model.text_embed.register_forward_hook(lambda m, args, out: calls.append(len(out)))
+    names.sample(model, given, *TINY_STEPS["dual"])
+    hook.remove()
+    assert calls == [4]
+
+
+def test_wrong_shapes_are_refused(model, golden):
+    given = golden("a_forward_inputs.safetensors") | {"duration_rel": torch.ones(2)}
+    with pytest.raises(ValueError, match="latents"):
+        names.velocity(model, given | {"x": given["x"][:, :90]}, drop_audio=True)
+    with pytest.raises(ValueError, match="phoneme cells"):
+        names.velocity(model, given | {"text": given["text"][:, :90]}, drop_audio=True)
+
+
+def test_fresh_model_starts_as_published():
+    """Text fusion, GRN and padding bias start as zero; nothing else does."""
+    torch.manual_seed(0)
+    model = DiT(ModelConfig(32, 2, 2, 2, 4, 8, 8, 8, 1, 16))
+    zero = {name for name, p in model.named_parameters() if not p.any() and ".norm." not in name}
+    assert zero == {"duration_pad_bias", "text_fusion_linears.0.0.weight", "text_fusion_linears.0.0.bias",
+                    "text_embed.text_blocks.0.grn.gamma", "text_embed.text_blocks.0.grn.beta"}
+
+
+def test_unguided_steps_compute_one_pass(model, golden):
+    """Outside its range guidance costs nothing."""
+    given, rows = golden("b_sample_inputs.safetensors"), []
+    hook = model.register_forward_hook(lambda m, args, out: rows.append(len(out)))
+    batch = {"phonemes": given["text"], "style": given["style_prompt"], **{k: given[k] for k in names.SCALARS}}
+    sample(model, batch, given["y0"], time_grid(5), Guidance("dual", (2.0, 2.0), (0.3, 0.6)), given["negative_style"])
+    hook.remove()
+    assert rows == [2, 2, 2 * len(PASSES["dual"]), 2]
+    assert dataclasses.asdict(Guidance())["range"] == (0.05, 1.0)
