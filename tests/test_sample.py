@@ -1,0 +1,229 @@
+"""sample.py as its users meet it: the command, its errors, the sound's loudness, and the embedded model's timing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import BABY, ROOT
+
+import sample
+from config import Guidance, UserError
+from lyrics import pronounce, read
+from sample import FORMATS, Singer, limit, loudness_lufs, main, master
+from style import load_style
+
+HELLO = ROOT / "examples" / "hello.json"
+RATE = 24000
+
+
+def command(*args, **kwargs):
+    return subprocess.run([sys.executable, "sample.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
+
+
+@pytest.fixture
+def sing(tiny_folder, tmp_path):
+    """sample.py's main on the tiny model; returns the path of the song."""
+    def call(*args, out="song.wav", lyrics=HELLO):
+        main(["--model", str(tiny_folder), "--out", str(tmp_path / out), "--lyrics", str(lyrics), *args])
+        return tmp_path / out
+    return call
+
+
+def write(path, words):
+    path.write_text(json.dumps(words))
+    return path
+
+
+def test_the_command(tiny_folder, tmp_path):
+    """The transcript that the README shows: seed, stages, memory, the absolute path at last."""
+    out = tmp_path / "song.flac"
+    done = command("--model", tiny_folder, "--out", out, "--seed", 7, "--duration", 9.75)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == str(out) and "seed 7" in lines[0]
+    assert all(word in lines[-2] for word in ("load", "sample", "decode", "per second of song", "memory"))
+    assert "sampling" in done.stderr and "decoding" in done.stderr
+    wave, rate = soundfile.read(out)
+    assert rate == RATE and wave.shape == (round(9.75 * RATE),)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["song.flac", "song.flac.json"]
+
+
+@pytest.mark.parametrize("args, fragment", [
+    (["--lyrics", "missing.json"], "error: missing.json: No such file or directory"),
+    (["--style", "robot"], "error: --style robot: unknown; expected female, male"),
+    (["--out", "no/folder/song.wav"], "error: --out no/folder/song.wav: there is no folder no/folder"),
+    (["--sed", "1"], "error: unknown setting --sed; did you mean --seed?")])
+def test_a_mistake_is_one_line_and_exit_code_2(tiny_folder, args, fragment, tmp_path):
+    done = command("--model", tiny_folder, *([] if "--out" in args else ["--out", tmp_path / "x.wav"]), *args)
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith(fragment)
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("args, fragment", [
+    (["--out", "x.aiff"], "unknown ending; expected .wav, .flac, .ogg, .mp3"),
+    (["--out", "tests.wav/"], "there is no folder"),
+    (["--model", "no/model"], "no/model/config.json: No such file"),
+    (["--steps", "1"], "--steps 1: expected 2 or more"),
+    (["--steps", "many"], "--steps many: expected whole number"),
+    (["--duration", "5"], "is past the duration 5.00 s"),
+    (["--duration", "nan"], "a song of nan s"),
+    (["--duration", "-3"], "a song of -3.00 s"),
+    (["--duration", "100"], "up to 20.48 s"),
+    (["--guidance", "triple"], "--guidance triple: expected one of none, single, dual, dual_fix"),
+    (["--guidance", "single"], "takes 1 finite weights"),
+    (["--guidance-weights", "1"], "takes 2 finite weights"),
+    (["--guidance-range", "1,0"], "the lower one first"),
+    (["--device", "toaster"], "--device toaster:")])
+def test_bad_settings(sing, args, fragment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        sing(*args)
+    assert fragment in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_folder(sing, tmp_path, monkeypatch):
+    """Refused before any work, not after the song is computed."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)      # root may write anywhere
+    monkeypatch.setattr(sample, "Singer", lambda *args: pytest.fail("worked before it looked"))
+    with pytest.raises(UserError, match="no permission to write"):
+        sing()
+
+
+def test_a_word_the_model_cannot_read(sing, tmp_path):
+    words = [{"word": "hello", "start": 0, "end": 1}, {"word": "你好", "start": 1, "end": 2}]
+    with pytest.raises(UserError, match='word 2 "你好": cannot be read'):
+        sing(lyrics=write(tmp_path / "l.json", words))
+
+
+def test_a_word_without_room_is_a_warning(sing, tmp_path, capsys):
+    """Fewer cells than phonemes: sung as far as it goes, and said."""
+    words = [{"word": "strengths", "start": 0.5, "end": 0.52}, {"word": "hello", "start": 1, "end": 1.5}]
+    sing(lyrics=write(tmp_path / "l.json", words))
+    err = capsys.readouterr().err
+    assert 'word 1 "strengths"' in err and "left out" in err and "hello" not in err
+
+
+def test_no_words(sing, tmp_path):
+    """An instrumental needs a duration, and then is a song."""
+    empty = write(tmp_path / "l.json", [])
+    with pytest.raises(UserError, match="--duration"):
+        sing(lyrics=empty)
+    assert len(soundfile.read(sing("--duration", "0.3", lyrics=empty))[0]) == round(0.3 * RATE)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_formats(sing, ending):
+    wave, rate = soundfile.read(sing(out="song" + ending))
+    assert rate == RATE and len(wave) == 10 * RATE and np.isfinite(wave).all() and np.abs(wave).max() > 0.05
+
+
+def test_same_seed_same_song(sing):
+    """jamify never reads its seed. Another seed is another song."""
+    one, two, other = (sing("--seed", seed, out=out).read_bytes() for seed, out in [("1", "a.wav"), ("1", "b.wav"), ("2", "c.wav")])
+    assert one == two != other
+
+
+def test_global_random_state_does_not_matter(sing):
+    torch.manual_seed(1)
+    one = sing(out="a.wav").read_bytes()
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    assert one == sing(out="b.wav").read_bytes()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_sidecar_remakes_the_song(sing, tmp_path):
+    """The settings in the sidecar, given as --config, are the song."""
+    first = sing("--seed", "3", "--style", "male", "--guidance", "single", "--guidance-weights", "0.5")
+    about = json.loads((tmp_path / "song.wav.json").read_text())
+    assert [w["word"] for w in about["words"]][:2] == ["hello", "world"] and about["words"][0]["phoneme"] == "həloʊ"
+    assert len(about["weights_sha256"]) == 64 and about["versions"]["torch"] == torch.__version__
+    settings = write(tmp_path / "settings.json", about["settings"])
+    main(["--config", str(settings), "--out", str(tmp_path / "again.wav")])
+    assert (tmp_path / "again.wav").read_bytes() == first.read_bytes()
+
+
+def test_a_failed_write_leaves_the_old_song(sing, monkeypatch, tmp_path):
+    sing()
+    old = (tmp_path / "song.wav").read_bytes()
+    monkeypatch.setattr(soundfile, "write", lambda *args, **kw: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="song.wav: No space left on device"):
+        sing("--seed", "5")
+    assert (tmp_path / "song.wav").read_bytes() == old
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["song.wav", "song.wav.json"]
+
+
+def true_peak_db(wave):
+    spectrum = np.fft.rfft(wave, len(wave))
+    return 20 * np.log10(np.abs(np.fft.irfft(spectrum, 8 * len(wave)) * 8).max())
+
+
+@pytest.mark.parametrize("name", ["noise", "quiet", "loud", "bursts", "tone"])
+def test_loudness_and_peaks(name):
+    """-14 LUFS, and no true peak above -1 dB: a plain gain would clip bursts."""
+    rng = torch.Generator().manual_seed(0)
+    wave = 0.1 * torch.randn(3 * RATE, generator=rng)
+    wave = {"noise": wave, "quiet": wave * 1e-4, "loud": wave * 30,
+            "bursts": wave * (1 + 20 * (torch.arange(len(wave)) % 6000 < 20)),
+            "tone": torch.sin(torch.arange(3 * RATE) * 2 * torch.pi * 997 / RATE)}[name]
+    out = master(wave, RATE)
+    assert loudness_lufs(out, RATE) == pytest.approx(-14, abs=0.1)
+    assert true_peak_db(out.numpy()) < -0.9 and out.shape == wave.shape
+
+
+@pytest.mark.parametrize("samples", [1, 100, 2000, 9599, 9600, RATE])
+def test_short_clips_and_silence_are_finite(samples):
+    """Loudness is undefined under 0.4 s and for silence; the original divides by it."""
+    assert not master(torch.zeros(samples), RATE).any()
+    out = master(torch.full((samples,), 0.01) * torch.randn(samples, generator=torch.Generator().manual_seed(0)), RATE)
+    assert out.isfinite().all() and out.shape == (samples,) and out.abs().max() <= 0.9
+    assert loudness_lufs(torch.zeros(0), RATE) is None
+
+
+def test_limiter_leaves_quiet_parts_alone():
+    wave = torch.zeros(4000)
+    wave[2000] = 2.0
+    wave[100] = 0.5
+    out = limit(wave, 0.8)
+    assert out[100] == 0.5 and out.abs().max() <= 0.8 + 1e-6
+
+
+@pytest.fixture(scope="module")
+def baby():
+    return Singer(BABY, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("voice", ["female", "male"])
+def test_the_embedded_model_sings_in_time(baby, voice):
+    """Each phrase of hello.json is heard within 60 ms of its first word's start; between phrases there is silence."""
+    words = pronounce(read(HELLO), baby.phonemizer, baby.table, HELLO)
+    batch, placed = baby.batch(words, load_style(voice, BABY, baby.preset.model.cond_dim), 10.0)
+    assert len(placed) == len(words)
+    latents = baby.latents(batch, 0, baby.preset.steps, baby.preset.guidance)
+    wave = master(baby.wave(latents, 10.0), RATE)
+    power = wave.unfold(0, 240, 120).square().mean(1)        # 10 ms, every 5 ms
+    heard = power > 1e-3 * power.quantile(0.95)              # 30 dB below the loudest
+    starts, ends = [0.5, 2.6, 5.8], [2.0, 5.2, 9.5]
+    for start, end in zip(starts, ends, strict=True):
+        window = heard[round((start - 0.2) * 200):round((start + 0.3) * 200)].nonzero()
+        assert len(window) and abs(5 * window[0].item() + 5 - 200) <= 60
+        sung = heard[round(start * 200):round(end * 200)].float().mean()
+        assert sung > 0.85
+    for end, start in zip([0, *ends], [*starts, 10.0], strict=True):
+        pause = power[round((end + 0.15) * 200):round((start - 0.1) * 200)]
+        assert pause.max() < 1e-3 * power.quantile(0.95)
+
+
+def test_different_guidance_is_another_song(baby):
+    """A guidance setting that is not handed on would change nothing."""
+    words = pronounce(read(HELLO)[:2], baby.phonemizer, baby.table, HELLO)
+    batch, _ = baby.batch(words, load_style("male", BABY, baby.preset.model.cond_dim), 2.2)
+    plain, guided = (baby.latents(batch, 0, 4, g) for g in (Guidance("none", ()), Guidance("dual", (1.0, 3.0), (0.0, 1.0))))
+    assert (plain - guided).abs().max() > 0.05
