@@ -1,0 +1,28 @@
+"""Training run -> the files that are committed: weights in half precision, config, log.
+
+    python baby/pack.py runs/baby weights/baby
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from config import CONFIG, PHONEMIZER, STYLES, WEIGHTS, replacing  # noqa: E402
+
+
+def main() -> None:
+    run, out = map(Path, sys.argv[1:])
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / WEIGHTS) as path:
+        save_file({name: weight.half() for name, weight in load_file(run / WEIGHTS).items()}, path)
+    for name, target in [(CONFIG, CONFIG), ("log.jsonl", "train_log.jsonl"), (STYLES, STYLES), (PHONEMIZER, PHONEMIZER)]:
+        with replacing(out / target) as path:
+            shutil.copyfile(run / name, path)
+    print(f"{out}: {sum(p.stat().st_size for p in out.iterdir()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
