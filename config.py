@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 import json
 import os
+import pickle
+import struct
 import sys
 import types
 import typing
@@ -22,8 +24,16 @@ from pathlib import Path
 WEIGHTS, CONFIG, STYLES, PHONEMIZER = "model.safetensors", "config.json", "styles.safetensors", "phonemizer.pt"
 
 
+# All that reading a broken or foreign file led to.
+READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+               struct.error, pickle.UnpicklingError)
+
+
 class UserError(ValueError):
     """A mistake in what the user gave: file, place, value and what would be accepted, in one line."""
+
+    def __init__(self, text: str):
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def setting(default: object, text: str) -> typing.Any:
@@ -87,7 +97,7 @@ PRESETS = {
         ModelConfig(dim=256, depth=5, heads=4, ff_mult=3, mel_dim=160, text_num_embeds=64, text_dim=128, cond_dim=128,
                     conv_layers=2, max_frames=960),
         CodecConfig("mel", sample_rate_hz=24000, hop=512, fold=2, n_fft=2048, window=1024, mels=80, floor=5e-3,
-                    log_mean=-1.5, log_std=2.3, griffin_lim_steps=32),
+                    log_mean=-1.5, log_std=2.3, griffin_lim_steps=80),
         filler="sung", trim=True, guidance=Guidance("dual", (1.0, 2.0), (0.0, 1.0)), steps=32),
 }
 
@@ -151,11 +161,14 @@ def preset_from_json(path: Path) -> Preset:
         raise UserError(f"{path}: not a model's config: {e}") from None
 
 
-def convert(text: str, kind: object) -> object:
-    """Read one value of a field's annotated type from its text."""
+def convert(value: object, kind: object) -> object:
+    """Read one value of a field's annotated type from its text, or from a value of a JSON file."""
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if type(None) in options and text.lower() == "none":
+    text = str(value)
+    if type(None) in options and (value is None or str not in options and text.lower() == "none"):
         return None
+    if value is None:
+        raise ValueError
     kind = next(k for k in options if k is not type(None))
     if typing.get_origin(kind) is tuple:
         return tuple(float(part) for part in text.split(","))
@@ -193,18 +206,20 @@ def parse(cls: type, doc: str, argv: list[str] | None = None) -> typing.Any:
     if unknown:
         reject(unknown[0], ["--" + name.replace("_", "-") for name in kinds])
     flags = vars(known)
-    values = read_config(flags.pop("config"), kinds) | flags
+    path = flags.pop("config")
+    values = read_config(path, kinds) | flags
     for name, text in values.items():
         try:
-            values[name] = convert(str(text), kinds[name])
+            values[name] = convert(text, kinds[name])
         except (ValueError, KeyError):
-            raise UserError(f"--{name.replace('_', '-')} {text}: expected {describe(kinds[name])}") from None
+            where = f"--{name.replace('_', '-')}" if name in flags else f"{path}: {name}"
+            raise UserError(f"{where} {text}: expected {describe(kinds[name])}") from None
     return cls(**values)
 
 
-def reject(name: str, known: list[str]) -> typing.NoReturn:
+def reject(name: str, known: list[str], where: str = "") -> typing.NoReturn:
     near = difflib.get_close_matches(name.split("=")[0], known, 1, 0.5)
-    raise UserError(f"unknown setting {name}" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"))
+    raise UserError(f"{where}unknown setting {name}" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"))
 
 
 def read_config(path: Path | None, kinds: dict[str, object]) -> dict[str, object]:
@@ -216,7 +231,7 @@ def read_config(path: Path | None, kinds: dict[str, object]) -> dict[str, object
         raise UserError(f"{path}: expected a JSON object of settings")
     for name, value in values.items():
         if name not in kinds:
-            reject(f"{path}: {name}", list(kinds))
+            reject(name, list(kinds), f"{path}: ")
         if isinstance(value, list):
             values[name] = ",".join(map(str, value))
     return values
@@ -233,6 +248,8 @@ def read_json(path: Path) -> typing.Any:
         raise UserError(f"{path}: line {e.lineno}, column {e.colno}: not JSON: {e.msg}") from None
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: byte {e.start}: not UTF-8 text") from None
+    except (RecursionError, ValueError) as e:        # nested too deep, a number of too many digits
+        raise UserError(f"{path}: not JSON: {str(e)[:60]}") from None
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from None
 
@@ -247,7 +264,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def pick_device(name: str) -> "torch.device":

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import Preset, UserError
+from config import READ_ERRORS, Preset, UserError
 from phonemes import CELLS_PER_FRAME, SymbolTable, phoneme_grid
 
 LONGEST_S = 500                # duration_abs reaches 1 here
@@ -120,10 +120,11 @@ class Shards(torch.utils.data.Dataset):
         """The songs of one shard. Raises: UserError if it is no tar or a song lacks a part."""
         found: dict[str, dict[str, tuple[int, int]]] = {}
         try:
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    key, _, ending = member.name.partition(".")
-                    found.setdefault(key, {})[ending] = (member.offset_data, member.size)
+            with tarfile.open(path, "r:") as tar:            # not compressed: songs are read in place
+                for member in filter(tarfile.TarInfo.isfile, tar):
+                    folder, slash, name = member.name.rpartition("/")
+                    key, _, ending = name.partition(".")
+                    found.setdefault(folder + slash + key, {})[ending] = (member.offset_data, member.size)
         except tarfile.TarError as e:
             raise UserError(f"{path}: not a tar file: {e}") from None
         for key, parts in found.items():
@@ -141,19 +142,35 @@ class Shards(torch.utils.data.Dataset):
             file.seek(offset)
             return file.read(size)
 
-    def __getitem__(self, job: tuple[int, int]) -> dict:
-        song, rng = self.songs[job[0]], torch.Generator().manual_seed(job[1])
+    def parts(self, song: Member) -> tuple[Tensor, Tensor, list[tuple[float, float, str]]]:
+        """A song's posterior (2C, frames), style (E,) or (n, E), and words. Raises: one of READ_ERRORS."""
         posterior, style = (torch.load(io.BytesIO(self.read(song, ending)), weights_only=True)
-                            for ending in self.ENDINGS[:2])
+                             for ending in self.ENDINGS[:2])
+        rows, width = 2 * self.preset.model.mel_dim, self.preset.model.cond_dim
+        if posterior.dim() != 2 or len(posterior) != rows or not posterior.shape[1]:
+            raise ValueError(f"{len(posterior)} latent rows; expected {rows}, means then standard deviations")
+        if not len(style) or style.dim() > 2 or style.shape[-1] != width:
+            raise ValueError(f"style {tuple(style.shape)}; expected ({width},) or (n, {width})")
         words = []
         for i, word in enumerate(json.loads(self.read(song, "json"))["word"], 1):
-            if not {"start", "end", "phoneme"} <= word.keys():
-                raise UserError(f"{song.path}: song {song.key}: word {i}: expected start, end and phoneme")
-            words.append((word["start"], word["end"], word["phoneme"]))
+            try:
+                start, end, phoneme = word["start"], word["end"], word["phoneme"]
+                valid = math.isfinite(start) and math.isfinite(end) and isinstance(phoneme, str)
+            except (KeyError, TypeError, OverflowError):
+                valid = False
+            if not valid:
+                raise ValueError(f"word {i}: expected start, end and phoneme")
+            words.append((start, end, phoneme))
+        return posterior, style, words
+
+    def __getitem__(self, job: tuple[int, int]) -> dict:
+        song, rng = self.songs[job[0]], torch.Generator().manual_seed(job[1])
+        try:
+            posterior, style, words = self.parts(song)
+        except READ_ERRORS as e:
+            raise UserError(f"{song.path}: song {song.key}: {' '.join(str(e).split())[:200] or type(e).__name__}"
+                            ) from None
         channels, frames = posterior.shape
-        if channels != 2 * self.preset.model.mel_dim:
-            raise UserError(f"{song.path}: song {song.key}: {channels} latent rows; expected "
-                            f"{2 * self.preset.model.mel_dim}, means then standard deviations")
         if style.dim() == 2:
             style = style[torch.randint(len(style), (), generator=rng)]
         start = int(torch.randint(max(0, frames - self.preset.model.max_frames) + 1, (), generator=rng))

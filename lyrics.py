@@ -5,12 +5,12 @@ a list under "word" (the original's files). "phoneme" may give a word's IPA; els
 """
 
 import dataclasses
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from config import UserError, read_json
-from phonemes import Phonemizer, SymbolTable
+from phonemes import PUNCTUATION, Phonemizer, SymbolTable
 
 OVERLAP_S = 0.001              # what rounding in other people's files may overlap
 SOUNDLESS = frozenset("ˈˌːˑ.ˈ‿ _")    # marks in IPA that may be absent from the model's symbols
@@ -44,7 +44,7 @@ def read_word(entry: object, path: Path, number: int) -> Word:
         raise UserError(f'{where}: "word" must be a text')
     for key in ("start", "end"):
         value = entry[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
             raise UserError(f"{where}: {key} is {value!r}; expected seconds, 0 or more")
     phoneme = entry.get("phoneme")
     if phoneme is not None and not isinstance(phoneme, str):
@@ -86,7 +86,7 @@ def pronounce(words: list[Word], phonemizer: Phonemizer, table: SymbolTable, pat
     spoken = []
     for i, word in enumerate(words, 1):
         phoneme = word.phoneme or phonemizer(word.word)
-        if not phoneme:
+        if SOUNDLESS.union(PUNCTUATION).issuperset(phoneme):
             raise UserError(f"{place(path, i, word.word)}: cannot be read; spell it in English letters, or give its "
                             '"phoneme" in IPA')
         unknown = sorted(set(phoneme) - table.ids.keys() - SOUNDLESS)

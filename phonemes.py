@@ -4,7 +4,7 @@ Read `sung_spans` (how a word's time is shared among its sounds), then `phoneme_
 T latent frames, L = 4T cells. Source: the published JAM-0.5 data conversion, checked by golden values.
 """
 
-import pickle
+import math
 import re
 import unicodedata
 import warnings
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from config import UserError
+from config import READ_ERRORS, UserError
 
 CELLS_PER_FRAME = 4
 WORD_END, LANGUAGE, END = 0, 1, 2     # the phonemizer's own special tokens; only WORD_END ever reaches the grid
@@ -43,8 +43,6 @@ APOSTROPHES = str.maketrans(dict.fromkeys("‘’‛ʼʹ′´`＇", "'"))      #
 # From the first to the last letter or digit, with an apostrophe which touches them ('cause, runnin').
 CORE = re.compile(r"'?[^\W_](?:.*[^\W_])?'?", re.DOTALL)
 PART_BREAK = re.compile("[-‐–—./]+")
-READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
-               AssertionError, pickle.UnpicklingError)           # all that a broken or foreign file led to
 MAX_LETTERS = 100                      # longer is no word; the model ends at 5000 positions, several a letter
 
 
@@ -145,7 +143,7 @@ def phoneme_grid(words: Iterable[tuple[float, float, str]], table: SymbolTable, 
     for start, end, phoneme in words:
         if not (end > window_s[0] and start < window_s[1]):
             continue
-        first, last = int((start - window_s[0]) * cell_hz), int((end - window_s[0]) * cell_hz)
+        first, last = (math.floor((t - window_s[0]) * cell_hz) for t in (start, end))
         a, b = min(max(first, 0), cells), min(max(last, 0), cells)
         if a >= b:
             continue

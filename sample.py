@@ -35,6 +35,7 @@ from vae import make_codec
 LOUDNESS_LUFS = -14.0
 TAIL_S = 0.5                   # silence after the last word where no duration is given
 PEAK_DB = -1.0                 # true peak: of the wave between its samples, too
+MOST_GAIN_DB = 30.0            # so that what is nearly silent stays so
 SHORTEST_S = 0.4               # loudness is defined from here on
 FORMATS = {".wav": {"format": "WAV", "subtype": "PCM_16"}, ".flac": {"format": "FLAC", "subtype": "PCM_16"},
            ".ogg": {"format": "OGG", "subtype": "VORBIS"},
@@ -107,7 +108,7 @@ def loudness_lufs(wave: Tensor, rate_hz: int) -> float | None:
 def limit(wave: Tensor, ceiling: float) -> Tensor:
     """Turn wave (N,) down around each peak, true peaks included, so that none is above `ceiling`."""
     reach = 255                                              # samples before and after a peak that move with it
-    peak = AF.resample(wave, 1, 4, lowpass_filter_width=24)[:4 * len(wave)].abs().view(-1, 4).amax(1)
+    peak = AF.resample(wave, 1, 8, lowpass_filter_width=64)[:8 * len(wave)].abs().view(-1, 8).amax(1)
     gain = (ceiling / peak.maximum(wave.abs()).clamp_min(1e-9)).clamp_max(1.0)[None, None]
     gain = -F.max_pool1d(F.pad(-gain, (reach, reach), value=-1.0), reach + 1, 1)          # reach / 2 to either side
     gain = -F.max_pool1d(-gain, reach + 1, 1)                # twice: the whole reach, and the length of the wave again
@@ -125,7 +126,7 @@ def master(wave: Tensor, rate_hz: int) -> Tensor:
         now = loudness_lufs(out, rate_hz)
         if now is None or abs(now - LOUDNESS_LUFS) < 0.05:
             break
-        gain_db += LOUDNESS_LUFS - now
+        gain_db = min(gain_db + LOUDNESS_LUFS - now, MOST_GAIN_DB)
         out = limit(wave * 10 ** (gain_db / 20), ceiling)
     return out.clamp(-ceiling, ceiling).float()
 
@@ -135,7 +136,10 @@ def write_wave(path: Path, wave: Tensor, rate_hz: int) -> None:
     if not wave.isfinite().all():                            # one NaN would abort the MP3 encoder's whole process
         raise FloatingPointError(f"{path}: the song has samples that are not finite")
     with replacing(path) as temporary:
-        soundfile.write(temporary, wave.numpy(), rate_hz, **FORMATS[path.suffix.lower()])
+        try:
+            soundfile.write(temporary, wave.numpy(), rate_hz, **FORMATS[path.suffix.lower()])
+        except soundfile.SoundFileError as e:
+            raise UserError(f"{path}: cannot be written: {e}") from None
 
 
 def check_output(path: Path) -> None:
@@ -194,6 +198,8 @@ def main(argv: list[str] | None = None) -> None:
     duration_s = words[-1].end + TAIL_S if cfg.duration is None else cfg.duration
     singer = Singer(cfg.model, pick_device(cfg.device))
     check_duration(words, duration_s, singer.longest_s, cfg.lyrics)
+    if not 0 <= cfg.seed < 2 ** 63:
+        raise UserError(f"--seed {cfg.seed}: expected 0 to {2 ** 63 - 1}")
     steps = singer.preset.steps if cfg.steps is None else cfg.steps
     if steps < 2:
         raise UserError(f"--steps {steps}: expected 2 or more grid points")
@@ -216,7 +222,8 @@ def main(argv: list[str] | None = None) -> None:
     seconds = {k: t - s for (k, t), s in zip(marks.items(), [began, *marks.values()])}
     write_wave(cfg.out, wave, singer.preset.codec.sample_rate_hz)
     with replacing(cfg.out.with_name(cfg.out.name + ".json")) as path:
-        path.write_text(json.dumps(sidecar(cfg, singer, words, style, seconds), ensure_ascii=False, indent=1))
+        path.write_text(json.dumps(sidecar(cfg, singer, words, style, seconds), ensure_ascii=False, indent=1),
+                        encoding="utf-8", errors="backslashreplace")
     total = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 ** 2 if sys.platform != "darwin" else 1024 ** 3)
     print(", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())

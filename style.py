@@ -1,6 +1,6 @@
 """Style vectors: what a song should sound like, as (E,) numbers. A name that the model ships, or a saved vector."""
 
-import pickle
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from config import STYLES, UserError
+from config import READ_ERRORS, STYLES, UserError
 
 READERS = {".npy": lambda path: torch.from_numpy(np.load(path, allow_pickle=False)),
            ".pt": lambda path: torch.load(path, map_location="cpu", weights_only=True),
@@ -23,18 +23,21 @@ def load_style(name: str, folder: Path, width: int) -> Tensor:
     Returns: (E,) float32.
     Raises: UserError if there is none, or it is not E finite numbers.
     """
-    named = load_file(folder / STYLES) if (folder / STYLES).is_file() else {}
-    path = Path(name)
+    path, shipped = Path(name), folder / STYLES
+    try:
+        named = load_file(shipped) if shipped.is_file() else {}
+    except (OSError, SafetensorError) as e:
+        raise UserError(f"{shipped}: {e}") from None
     if name in named:
         style = named[name]
-    elif path.suffix in READERS and path.is_file():
+    elif path.suffix in READERS and os.path.isfile(path):
         try:
             style = READERS[path.suffix](path)
-        except (OSError, ValueError, RuntimeError, EOFError, StopIteration, SafetensorError, pickle.UnpicklingError) as e:
+        except (*READ_ERRORS, StopIteration, SafetensorError) as e:
             raise UserError(f"{path}: not a style vector: {' '.join(str(e).split())[:120]}") from None
     else:
         raise UserError(f"--style {name}: unknown; expected {', '.join(sorted(named)) or 'a file'}"
                         f"{' or a file' * bool(named)} ({', '.join(READERS)})")
-    if not isinstance(style, Tensor) or style.numel() != width or not style.float().isfinite().all():
+    if not isinstance(style, Tensor) or style.is_complex() or style.numel() != width or not style.float().isfinite().all():
         raise UserError(f"--style {name}: expected {width} finite numbers")
     return style.float().reshape(width)

@@ -127,13 +127,22 @@ def start_from(model: DiT, path: Path) -> None:
         raise UserError(f"{path}: {e}") from None
 
 
+def guarded(stream: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The same batches; a UserError from a reading process, which comes with its whole traceback, as its last line."""
+    while True:
+        try:
+            yield next(stream)
+        except UserError as e:
+            raise UserError(str(e).split("UserError: ")[-1].removesuffix("\\n")) from None
+
+
 def loader(cfg: TrainConfig, preset: Preset, step: int, rank: int, world: int) -> Iterator[dict[str, Tensor]]:
     """Endless batches on the CPU, from step `step` on."""
     shards = Shards(cfg.data, preset, SymbolTable(load_phonemizer(cfg.assets / PHONEMIZER).symbols))
     put_together = functools.partial(collate, silence=make_codec(preset.codec).silence, preset=preset)
-    return iter(torch.utils.data.DataLoader(
+    return guarded(iter(torch.utils.data.DataLoader(
         shards, batch_sampler=batches(shards, cfg.batch, cfg.seed, step, rank, world), collate_fn=put_together,
-        num_workers=cfg.workers, worker_init_fn=lambda _: torch.set_num_threads(1)))
+        num_workers=cfg.workers, worker_init_fn=lambda _: torch.set_num_threads(1))))
 
 
 def train(cfg: TrainConfig, rank: int = 0, world: int = 1) -> None:

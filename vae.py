@@ -59,11 +59,13 @@ class MelCodec:
         pad = -(-c.n_fft // self.mel_hop)
         spec = torch.nn.functional.pad(spec, (pad, pad))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            wave = AF.griffinlim(spec, self.window, c.n_fft, self.mel_hop, c.n_fft, 1.0, c.griffin_lim_steps, 0.99,
-                                 None, True)
+            waves = []
+            for song in spec:                    # one at a time: a song's phases do not depend on its batch mates
+                torch.manual_seed(0)
+                waves.append(AF.griffinlim(song, self.window, c.n_fft, self.mel_hop, c.n_fft, 1.0,
+                                           c.griffin_lim_steps, 0.99, None, True))
         start = pad * self.mel_hop - c.n_fft // 2 + edge
-        return wave[:, start:start + latents.shape[1] * c.hop]
+        return torch.stack(waves)[:, start:start + latents.shape[1] * c.hop]
 
 
 def make_codec(config: CodecConfig) -> MelCodec:

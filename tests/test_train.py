@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,3 +136,13 @@ def test_other_settings_do_not_resume(cfg):
     train(cfg)
     with pytest.raises(UserError, match="was made with --batch 3, not 4"):
         train(dataclasses.replace(cfg, batch=4, steps=6))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_song_is_named(cfg, shard, tmp_path, workers):
+    """The original prints and skips such songs; from a reading process the error must still be one line."""
+    broken = tmp_path / "broken.tar"
+    broken.write_bytes(shard.read_bytes().replace(b'"phoneme"', b'"phonem_"'))
+    with pytest.raises(UserError) as caught:
+        train(dataclasses.replace(cfg, data=str(broken), workers=workers))
+    assert re.fullmatch(r".*broken\.tar: song \d+: word 1: expected start, end and phoneme", str(caught.value))

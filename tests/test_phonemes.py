@@ -1,0 +1,256 @@
+"""phonemes.py: the published conversion's numbers, what the sung fill rule promises, hostile checkpoints."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import golden as names
+import pytest
+import torch
+from conftest import BABY, GOLDEN, ROOT
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from config import PHONEMIZER, UserError
+from phonemes import CONSONANT_S, FILLER, FILLERS, NO_WORD, VOWELS, WORD_END
+from phonemes import SymbolTable, fill, fill_sung, load_phonemizer, phoneme_grid, sung_spans
+
+DATA = json.loads((GOLDEN / "d_dataset.json").read_text())
+SYMBOLS = DATA["tokenizer"]["symbols"]
+CASES = [(case, filler) for case in DATA["cases"] for filler in case["results"]]
+CELL_S = 512 / 44100
+MODULE, MIRROR_MODULE = b"dp.preprocessing.text\n", b"cdeep_phonemizer.preprocessing.text\n"
+
+quick = settings(deadline=None, derandomize=True, max_examples=100, database=None)
+ipa = st.text(st.sampled_from([*sorted(VOWELS), *CONSONANT_S, *"ˈˌː. ", "?"]), max_size=16)
+anything = st.one_of(ipa, st.text(max_size=12))
+
+
+@pytest.fixture(scope="module")
+def phonemizer():
+    return load_phonemizer(BABY / PHONEMIZER)
+
+
+@pytest.fixture(scope="module")
+def table(phonemizer):
+    return SymbolTable(phonemizer.symbols)
+
+
+# The original's conversion
+
+@pytest.mark.parametrize("case, filler", CASES, ids=lambda x: x["name"][:40] if isinstance(x, dict) else x)
+def test_golden_grid(case, filler):
+    """Off-by-one cells, lost word ends, wrong clamps at the crop; words without phonemes accepted."""
+    known, want = case.get("phonemizer_table", {}), case["results"][filler]
+    words = [w | {"phoneme": known[w["word"]]} if w["word"] in known else w for w in case["words"]]
+    inputs = (words, SYMBOLS, case["max_frames"], case["latent_frames"], case["start_frame"], filler)
+    if "error" in want:
+        with pytest.raises((KeyError, ValueError)):
+            names.grid(*inputs)
+        return
+    got = names.grid(*inputs)
+    assert got["lrc"].tolist() == [i for i, count in want["lrc_rle"] for _ in range(count)]
+    assert [list(span) for span in got["word_spans"]] == want["word_spans"]
+    for scalar in names.SCALARS:
+        assert got[scalar] == pytest.approx(want[scalar], abs=1e-12)
+
+
+def test_golden_ids():
+    """A shifted table gives every phoneme its neighbour's embedding."""
+    assert SymbolTable(SYMBOLS).ids == DATA["tokenizer"]["token_to_id"]
+    assert (DATA["tokenizer"]["pad_id"], DATA["tokenizer"]["no_phoneme_id"]) == (FILLER, NO_WORD)
+    assert SymbolTable("a?;").ids == {"_": 0, "<en_us>": 1, "<end>": 2, "a": 3, "?": 4, ";": 5,
+                                      ".": 6, ",": 7, "!": 8, ":": 9}                  # none twice
+    with pytest.raises(ValueError, match="54 phoneme symbols; 53 at most"):
+        SymbolTable([chr(0x4e00 + i) for i in range(54)])
+
+
+@pytest.mark.parametrize("filler", FILLERS)
+def test_golden_fillers(filler):
+    """Leftover cells and too many ids, for every length: where the three rules are easy to get wrong."""
+    wrong = [row for row in DATA["fillers"] if fill(filler, row["ids"], row["length"]) != row[filler]]
+    assert len(DATA["fillers"]) > 100 and not wrong
+
+
+# Singing
+
+@quick
+@given(anything, st.floats(0, 30))
+def test_sung_spans_share_the_word(phoneme, seconds):
+    """Gaps, overlaps, lost or swapped sounds, negative lengths, consonants that leave the vowel no time."""
+    spans = sung_spans(phoneme, seconds)
+    sounds = [c for c in phoneme if c in VOWELS or c in CONSONANT_S]
+    assert [c for c, _, _ in spans] == sounds
+    if not sounds:
+        return
+    starts, ends = [a for _, a, _ in spans], [b for _, _, b in spans]
+    assert starts[0] == 0 and starts[1:] == ends[:-1]
+    assert ends[-1] == pytest.approx(seconds, rel=1e-9, abs=1e-12)
+    assert all(b - a >= -1e-12 for a, b in zip(starts, ends))
+    if set(sounds) & VOWELS:
+        assert sum(b - a for c, a, b in spans if c not in VOWELS) <= 0.5 * seconds + 1e-9
+
+
+@pytest.mark.parametrize("phoneme, want", [
+    ("lʌv", [.06, .88, .06]), ("ˈlʌv.", [.06, .88, .06]), ("baɪ", [.05, .83, .12]), ("ɪə", [.5, .5]),
+    ("tʃu", [.044, .066, .89]),
+    ("sss", [1 / 3] * 3), ("stɹɛsts", [d * .5 / .53 for d in (.11, .07, .06, .53, .11, .07, .11)])])
+def test_sung_rule(phoneme, want):
+    """Consonants stretched like vowels, long glides, or affricates sung as two consonants."""
+    got = [b - a for _, a, b in sung_spans(phoneme, 1.0)]
+    assert got == pytest.approx(want, abs=1e-9)
+
+
+def test_every_symbol_of_the_model_is_sung(phonemizer):
+    """A symbol without a rule would vanish from every sung word."""
+    assert set(phonemizer.symbols) <= VOWELS | CONSONANT_S.keys()
+
+
+@quick
+@given(phoneme=anything, more=st.integers(-3, 6) | st.integers(0, 400), cell_s=st.sampled_from([CELL_S, 1]))
+@example("ʌststsst", 1, CELL_S)
+@example("ststsstʌ", 1, CELL_S)
+def test_fill_sung(table, phoneme, more, cell_s):
+    """Rows of a wrong length, sounds squeezed out although there is room, a missing word end, foreign ids."""
+    ids = table.encode(phoneme)
+    cells = max(len(ids) + more, 1)
+    row = fill_sung(phoneme, table, cells, cell_s)
+    sounds = [table.ids[c] for c in phoneme if c in table.ids and (c in VOWELS or c in CONSONANT_S)]
+    assert len(row) == cells
+    if not sounds:
+        return
+    assert set(row) <= {*ids, FILLER}
+    if cells > len(sounds):
+        assert row[-1] == WORD_END or len(ids) > len(sounds) + 1
+    if cells > len(ids):
+        runs = [i for k, i in enumerate(row) if k == 0 or row[k - 1] != i]
+        merged = [i for k, i in enumerate([*sounds, WORD_END]) if k == 0 or sounds[k - 1] != i]
+        assert runs == merged and row.count(WORD_END) == 1
+
+
+@quick
+@given(start=st.floats(0, 4), length=st.floats(0.05, 3), crop=st.integers(0, 40), phoneme=ipa)
+def test_sung_word_is_cut_not_squeezed(table, start, length, crop, phoneme):
+    """A word at a crop's edge laid out unlike in the whole song: sound and phonemes would not meet."""
+    frame_s, frames, words = 512 / 24000, 40, [(start, start + length, phoneme)]
+
+    def lay(first, count):
+        window = (first * frame_s, (first + count) * frame_s)
+        return phoneme_grid(words, table, "sung", 4 * count, window, 4 * 24000 / 512)[0]
+
+    whole, part = lay(0, 400), lay(crop, frames)
+    assert part == whole[4 * crop:4 * (crop + frames)]
+
+
+# Pronunciation
+
+def test_pronounces(phonemizer):
+    """Words of the lexicon and others, however they are written; a sound that the model has no id for."""
+    assert phonemizer("love") == "lʌv" and phonemizer("hello") == "həloʊ"
+    for same in ("Hello", "HELLO!", " hello ", "“hello”", "héllo"):
+        assert phonemizer(same) == phonemizer("hello")
+    assert phonemizer("don’t") == phonemizer("don't") == "doʊnt"
+    assert phonemizer("love-hello") == phonemizer("love") + phonemizer("hello")
+    made_up = phonemizer("zorbling")
+    assert "zorbling" not in phonemizer._lexicon and set(made_up) & VOWELS and made_up[0] == "z"
+
+
+@pytest.mark.parametrize("word", ["", " ", "...", "_", "24", "x2", "你好", "любовь", "🎵", "love🎵ly", "a_b",
+                                  "hello\nworld", "hello world", "love-你", "a" * 101, "ø", "ß", "1" * 500])
+def test_unreadable_words_are_not_guessed(word, phonemizer):
+    """Silently leaving out what cannot be read: '24' sung as nothing, two words run into one."""
+    assert phonemizer(word) == ""
+
+
+@quick
+@given(word=st.one_of(st.text(max_size=8), st.text("abcÉ'’-. ", max_size=8)))
+def test_any_text_is_pronounced_in_known_symbols(phonemizer, word):
+    """A crash or foreign symbol for an odd word."""
+    assert set(phonemizer(word)) <= set(phonemizer.symbols)
+
+
+# Checkpoints
+
+def rewrite(path, change, source=BABY / PHONEMIZER):
+    """Copy a checkpoint with the bytes of its pickle changed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, change(content) if name.endswith("data.pkl") else content)
+    return path
+
+
+def test_mirror_layout(tmp_path, phonemizer):
+    """The mirror's file names its classes deep_phonemizer.*: the library's own loader cannot read it."""
+    path = rewrite(tmp_path / "mirror.pt", lambda pickle: pickle.replace(b"c" + MODULE, MIRROR_MODULE))
+    classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    assert len(classes) == 3 and all(name.startswith("deep_phonemizer.") for name in classes)
+    mirror = load_phonemizer(path)
+    assert mirror.symbols == phonemizer.symbols and mirror._lexicon == phonemizer._lexicon
+    for word in ("hello", "zorbling", "vexomatic", "quandiferous"):
+        assert mirror(word) == phonemizer(word) != ""
+
+
+class Evil:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_hostile_checkpoint_is_refused(zipped, tmp_path):
+    """A pickle that names os.system must not run it."""
+    path, mark = tmp_path / "evil.pt", tmp_path / "ran"
+    torch.save({"model": {}, "config": Evil(f"touch {mark}")}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="not a usable DeepPhonemizer checkpoint") as caught:
+        load_phonemizer(path)
+    assert not mark.exists() and "\n" not in str(caught.value)
+    assert "system" in str(caught.value) or not zipped
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 50, b"PK\x03\x04" + b"\0" * 99, "cut", "half", None])
+def test_broken_checkpoint(content, tmp_path):
+    """A traceback for a file that is missing, garbage or cut off in a download."""
+    path, whole = tmp_path / "p.pt", (BABY / PHONEMIZER).read_bytes()
+    if content is not None:
+        path.write_bytes({"cut": whole[:-100], "half": whole[:len(whole) // 2]}.get(content, content))
+    with pytest.raises(UserError) as caught:
+        load_phonemizer(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [
+    lambda c: [], lambda c: {}, lambda c: c | {"config": {"model": {"type": "autoreg_transformer"}}},
+    lambda c: c | {"model": {}}, lambda c: c | {"preprocessor": None},
+    lambda c: c | {"model": {"embedding.weight": 3}}])
+def test_foreign_checkpoint(change, tmp_path):
+    """A checkpoint of something else: KeyError or AttributeError instead of one line."""
+    path = tmp_path / "other.pt"
+    sizes = {"type": "transformer", "d_model": 8, "d_fft": 8, "layers": 1, "dropout": 0.0, "heads": 1}
+    weights = {"embedding.weight": torch.zeros(3, 8), "fc_out.weight": torch.zeros(3, 8)}
+    torch.save(change({"config": {"model": sizes}, "model": weights, "preprocessor": {}}), path)
+    with pytest.raises(UserError, match="not a usable DeepPhonemizer checkpoint"):
+        load_phonemizer(path)
+
+
+@settings(quick, max_examples=150)
+@given(content=st.binary(max_size=40), protocol=st.booleans())
+def test_any_pickle_is_refused_in_one_line(tmp_path_factory, content, protocol):
+    """Damaged pickle bytes reach many different exceptions of the unpickler."""
+    folder = tmp_path_factory.getbasetemp()
+    if not (folder / "small.pt").exists():
+        torch.save({}, folder / "small.pt")
+    start = b"\x80\x02" * protocol
+    path = rewrite(folder / "fuzz.pt", lambda _: start + content, folder / "small.pt")
+    with pytest.raises(UserError):
+        load_phonemizer(path)
+
+
+def test_phonemizer_is_imported_late():
+    """Reading data or running a model must not need deep-phonemizer."""
+    code = "import sys, phonemes; sys.exit('dp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
