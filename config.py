@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 
 # What a model's folder holds.
 WEIGHTS, CONFIG, STYLES, PHONEMIZER = "model.safetensors", "config.json", "styles.safetensors", "phonemizer.pt"
@@ -268,9 +270,8 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def pick_device(name: str) -> "torch.device":
+def pick_device(name: str) -> torch.device:
     """The device that --device asks for."""
-    import torch
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

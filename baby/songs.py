@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from baby.phonemizer import ARPABET_TO_IPA, cmu_to_ipa  # noqa: F401
-from config import PRESETS
-from phonemes import VOWELS, sung_spans
-from vae import MelCodec
+from baby.phonemizer import cmu_to_ipa  # noqa: E402
+from config import PRESETS  # noqa: E402
+from phonemes import VOWELS, sung_spans  # noqa: E402
+from vae import MelCodec  # noqa: E402
 
 PRESET = PRESETS["baby"]
 RATE = PRESET.codec.sample_rate_hz

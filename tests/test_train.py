@@ -100,6 +100,7 @@ train.train(config.TrainConfig(**{dataclasses.asdict(cfg)!r}))
     process.wait()
     assert torch.load(cfg.out / "checkpoint.pt", weights_only=True)["step"] < steps
     train(cfg)
+    assert [json.loads(line)["step"] for line in (cfg.out / "log.jsonl").read_text().splitlines()] == [20, 40, 60]
     calm, killed = (load_file(tmp_path / folder / WEIGHTS) for folder in ("calm", "run"))
     assert all(torch.equal(calm[k], killed[k]) for k in calm)
 

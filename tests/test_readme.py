@@ -1,0 +1,74 @@
+"""The README is executed: its commands, its flags, its table of files, its example."""
+
+import dataclasses
+import json
+import re
+import shlex
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+from config import SampleConfig, TrainConfig
+from sample import main
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [shlex.split(line) for kind, block in BLOCKS for line in block.splitlines() if line.startswith(".venv/bin/")]
+
+
+def flags_of(script):
+    """The flags that a script knows."""
+    configs = {"sample.py": SampleConfig, "train.py": TrainConfig}
+    if script in configs:
+        return {"--" + f.name.replace("_", "-") for f in dataclasses.fields(configs[script])} | {"--config", "--help"}
+    return set(re.findall(r'add_argument\("(--[\w-]+)"', (ROOT / script).read_text()))
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 5 and any("sample.py" in c for c in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands_name_files_and_flags_that_exist(command):
+    if command[0].endswith("pip"):
+        assert (ROOT / command[-1]).is_file()
+        return
+    assert (ROOT / command[1]).is_file()
+    assert {word for word in command if word.startswith("--")} <= flags_of(command[1])
+
+
+def test_flags_in_prose_exist():
+    named = set(re.findall(r"`(--[\w-]+)", README))
+    assert named and named <= flags_of("sample.py") | flags_of("train.py")
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([\w-]+)", README, re.MULTILINE)) <= targets
+
+
+def test_table_of_files_is_the_tree():
+    listed = set(re.findall(r"^\| `([\w./]+)` \|", README, re.MULTILINE))
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    tracked = {name if "/" not in name else name.split("/")[0] + "/" for name in done.stdout.splitlines()}
+    tracked = {name for name in tracked if name.endswith((".py", "/")) and not name.startswith(".")}
+    assert {name for name in listed if name.count("/") < 1 or name in tracked} == (tracked - {"weights/"})
+    assert all((ROOT / name).exists() for name in listed)
+
+
+def test_the_example_and_its_mistake(tiny_folder, tmp_path, monkeypatch):
+    """The JSON that the README shows sings, and the error that it shows is the error."""
+    words = json.loads(next(block for kind, block in BLOCKS if kind == "json"))
+    monkeypatch.chdir(tmp_path)
+    command = next(c for c in COMMANDS if "my.json" in c)[2:]
+    (tmp_path / "my.json").write_text(json.dumps(words))
+    main([*command, "--model", str(tiny_folder)])
+    assert (tmp_path / "my.flac").exists() and (tmp_path / "my.flac.json").exists()
+    words[1]["end"] = 0.9
+    (tmp_path / "my.json").write_text(json.dumps(words))
+    with pytest.raises(ValueError) as caught:
+        main([*command, "--model", str(tiny_folder)])
+    assert f"error: {caught.value}\n" in README
