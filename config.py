@@ -1,7 +1,8 @@
 """Every setting, size and unit in one place, and the command lines that are generated from them.
 
 Read the dataclasses from top to bottom, then PRESETS; `parse` turns a dataclass into a command line.
-A setting's value is taken from, in rising order: its default here, the model's preset, `--config FILE.json`, its flag.
+A setting's value is taken from, in rising order: its default here, the model's preset, `--config FILE.json`,
+its flag.
 """
 
 import argparse
@@ -23,12 +24,13 @@ import torch
 
 
 # What a model's folder holds.
-WEIGHTS, CONFIG, STYLES, PHONEMIZER = "model.safetensors", "config.json", "styles.safetensors", "phonemizer.pt"
+WEIGHTS, CONFIG, STYLES, PHONEMIZER = (
+    "model.safetensors", "config.json", "styles.safetensors", "phonemizer.pt")
 
 
 # All that reading a broken or foreign file led to.
-READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-               struct.error, pickle.UnpicklingError)
+READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+               AssertionError, struct.error, pickle.UnpicklingError)
 
 
 class UserError(ValueError):
@@ -96,10 +98,10 @@ class Preset:
 PRESETS = {
     # 5M parameters, made by baby/: sings a cappella, up to 20 s, from flite's two voices.
     "baby": Preset(
-        ModelConfig(dim=256, depth=5, heads=4, ff_mult=3, mel_dim=160, text_num_embeds=64, text_dim=128, cond_dim=128,
-                    conv_layers=2, max_frames=960),
-        CodecConfig("mel", sample_rate_hz=24000, hop=512, fold=2, n_fft=2048, window=1024, mels=80, floor=5e-3,
-                    log_mean=-1.5, log_std=2.3, griffin_lim_steps=80),
+        ModelConfig(dim=256, depth=5, heads=4, ff_mult=3, mel_dim=160, text_num_embeds=64, text_dim=128,
+                    cond_dim=128, conv_layers=2, max_frames=960),
+        CodecConfig("mel", sample_rate_hz=24000, hop=512, fold=2, n_fft=2048, window=1024, mels=80,
+                    floor=5e-3, log_mean=-1.5, log_std=2.3, griffin_lim_steps=80),
         filler="sung", trim=True, guidance=Guidance("dual", (1.0, 2.0), (0.0, 1.0)), steps=32),
 }
 
@@ -108,7 +110,8 @@ PRESETS = {
 class SampleConfig:
     """Sing timed words."""
     lyrics: Path = setting(Path("examples/hello.json"), "JSON list of {word, start, end[, phoneme]}; seconds")
-    style: str = setting("female", "a style that the model names (baby: female, male), or a .npy, .pt or .safetensors")
+    style: str = setting("female",
+                         "a style that the model names (baby: female, male), or a .npy, .pt or .safetensors")
     duration: float | None = setting(None, "length in seconds; default: half a second after the last word")
     seed: int = setting(0, "same seed, same song")
     out: Path = setting(Path("song.wav"), "result; .wav, .flac, .ogg or .mp3")
@@ -116,7 +119,8 @@ class SampleConfig:
     steps: int | None = setting(None, "grid points of the sampler, 2 or more; default: the model's preset")
     guidance: str | None = setting(None, "none, single, dual or dual_fix; default: the model's preset")
     guidance_weights: tuple[float, ...] | None = setting(None, "style and lyrics, e.g. 1,2; or one strength")
-    guidance_range: tuple[float, ...] | None = setting(None, "flow times between which guidance acts, e.g. 0,1")
+    guidance_range: tuple[float, ...] | None = setting(
+        None, "flow times between which guidance acts, e.g. 0,1")
     sway: float | None = setting(None, "-1..0: more steps near the noise")
     device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
 
@@ -126,14 +130,16 @@ class TrainConfig:
     """Train on WebDataset shards."""
     preset: str = setting("baby", "sizes of the model: a name in config.PRESETS")
     data: str = setting("baby/data/songs-{000000..000059}.tar", "shards; braces and * are expanded")
-    assets: Path = setting(Path("weights/baby"), "folder of phonemizer.pt and styles.safetensors, copied to --out")
+    assets: Path = setting(Path("weights/baby"),
+                           "folder of phonemizer.pt and styles.safetensors, copied to --out")
     out: Path = setting(Path("runs/baby"), "folder of checkpoint and log; a checkpoint there is resumed")
     init: Path | None = setting(None, "start from these weights (safetensors) instead of a fresh model")
     steps: int = setting(20000, "optimizer steps in all")
     batch: int = setting(8, "songs per step")
     lr: float = setting(1e-3, "peak learning rate of AdamW")
     warmup: int = setting(200, "steps of linear warm-up")
-    decay: float = setting(0.25, "share of the steps after warm-up, at the end, over which the rate falls to 0; 0..1")
+    decay: float = setting(
+        0.25, "share of the steps after warm-up, at the end, over which the rate falls to 0; 0..1")
     weight_decay: float = setting(0.01, "of AdamW")
     clip: float = setting(1.0, "gradient L2 norm above which it is scaled down")
     ema: float = setting(0.999, "decay of the averaged weights that are saved for sampling; 0 for none")
@@ -153,7 +159,10 @@ def preset_to_json(preset: Preset, **more: object) -> str:
 
 
 def preset_from_json(path: Path) -> Preset:
-    """Rebuild a preset from a checkpoint's config.json. Raises: UserError if it is missing or not of that form."""
+    """Rebuild a preset from a checkpoint's config.json.
+
+    Raises: UserError if it is missing or not of that form.
+    """
     values = read_json(path)
     try:
         guidance = {k: tuple(v) if isinstance(v, list) else v for k, v in values["guidance"].items()}
@@ -181,7 +190,8 @@ def convert(value: object, kind: object) -> object:
 
 def describe(kind: object) -> str:
     """A field's type in words, for errors and --help."""
-    options = [k for k in typing.get_args(kind) if k is not type(None)] if isinstance(kind, types.UnionType) else [kind]
+    options = ([k for k in typing.get_args(kind) if k is not type(None)]
+               if isinstance(kind, types.UnionType) else [kind])
     names = {int: "whole number", float: "number", str: "text", Path: "path", bool: "true or false"}
     return names.get(options[0], "numbers with commas between them")
 
@@ -199,11 +209,13 @@ def parse(cls: type, doc: str, argv: list[str] | None = None) -> typing.Any:
     Raises: UserError for an unknown or misspelt name (with the nearest) and for a value of the wrong type.
     """
     kinds = typing.get_type_hints(cls)
-    parser = Parser(description=doc, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=doc, allow_abbrev=False,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--config", type=Path, metavar="FILE", help="JSON object with any of these settings")
     for f in dataclasses.fields(cls):
-        parser.add_argument("--" + f.name.replace("_", "-"), metavar=describe(kinds[f.name]).split()[0].upper(),
-                            default=argparse.SUPPRESS, help=f"{f.metadata['help']} (default: {f.default})")
+        parser.add_argument("--" + f.name.replace("_", "-"),
+                            metavar=describe(kinds[f.name]).split()[0].upper(), default=argparse.SUPPRESS,
+                            help=f"{f.metadata['help']} (default: {f.default})")
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         reject(unknown[0], ["--" + name.replace("_", "-") for name in kinds])
@@ -221,7 +233,8 @@ def parse(cls: type, doc: str, argv: list[str] | None = None) -> typing.Any:
 
 def reject(name: str, known: list[str], where: str = "") -> typing.NoReturn:
     near = difflib.get_close_matches(name.split("=")[0], known, 1, 0.5)
-    raise UserError(f"{where}unknown setting {name}" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"))
+    hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+    raise UserError(f"{where}unknown setting {name}{hint}")
 
 
 def read_config(path: Path | None, kinds: dict[str, object]) -> dict[str, object]:
@@ -258,7 +271,10 @@ def read_json(path: Path) -> typing.Any:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which becomes `path` when the block ends well. Raises: UserError if it cannot."""
+    """A temporary name to write to, which becomes `path` when the block ends well.
+
+    Raises: UserError if it cannot.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary

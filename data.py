@@ -1,9 +1,10 @@
 """Songs in WebDataset shards -> the batch that the network reads.
 
-Read `make_item` (one song: posterior, words, crop), `collate` (the batch dict), then `Shards` and `batches` (order).
-A batch is a dict: latents (B, T, C), phonemes (B, 4T) ids, style (B, E), start_time, duration_abs, duration_rel (B,).
-A song in a shard: KEY.latent.pt (2C, frames) means then standard deviations, KEY.style.pt (E,) or (n, E), and
-KEY.json {"word": [{"start", "end", "phoneme"}, ...]} in seconds. Source: the published JAM-0.5 data conversion.
+Read `make_item` (one song: posterior, words, crop), `collate` (the batch dict), then `Shards` and `batches`
+(order). A batch is a dict: latents (B, T, C), phonemes (B, 4T) ids, style (B, E), start_time, duration_abs,
+duration_rel (B,). A song in a shard: KEY.latent.pt (2C, frames) means then standard deviations, KEY.style.pt
+(E,) or (n, E), and KEY.json {"word": [{"start", "end", "phoneme"}, ...]} in seconds. Source: the published
+JAM-0.5 data conversion.
 """
 
 import glob
@@ -28,11 +29,12 @@ TAIL_FRAMES = 8                # padding behind the longest song of a trimmed ba
 MULTIPLE = 16                  # a trimmed batch's length is one of these
 
 
-def window(frames: int, start: int, max_frames: int, frame_s: float) -> tuple[tuple[float, float], dict[str, float]]:
+def window(frames: int, start: int, max_frames: int,
+           frame_s: float) -> tuple[tuple[float, float], dict[str, float]]:
     """The part of a song that a crop of max_frames from `start` shows.
 
-    Returns: its (start, end) in seconds; the scalars start_time (a fraction of the song), duration_abs (log scale, 1 at
-        500 s) and duration_rel (a fraction of max_frames).
+    Returns: its (start, end) in seconds; the scalars start_time (a fraction of the song), duration_abs (log
+        scale, 1 at 500 s) and duration_rel (a fraction of max_frames).
     """
     a, b = start * frame_s, min(start + max_frames, frames) * frame_s
     scalars = {"start_time": start / frames, "duration_abs": math.log1p(b - a) / math.log1p(LONGEST_S),
@@ -42,7 +44,7 @@ def window(frames: int, start: int, max_frames: int, frame_s: float) -> tuple[tu
 
 def conditions(words: list[tuple[float, float, str]], frames: int, start: int, preset: Preset,
                table: SymbolTable) -> tuple[dict, list]:
-    """A song's phonemes (4 max_frames,) and scalars, and where its words were placed (see phonemes.phoneme_grid)."""
+    """A song's phonemes (4 max_frames,) and scalars, and where phonemes.phoneme_grid placed its words."""
     codec, max_frames = preset.codec, preset.model.max_frames
     frame_s, cell_hz = codec.hop / codec.sample_rate_hz, CELLS_PER_FRAME * codec.sample_rate_hz / codec.hop
     seen, scalars = window(frames, start, max_frames, frame_s)
@@ -50,12 +52,16 @@ def conditions(words: list[tuple[float, float, str]], frames: int, start: int, p
     return {"phonemes": torch.tensor(row), **scalars}, placed
 
 
-def make_item(posterior: Tensor, style: Tensor, words: list[tuple[float, float, str]], start: int, noise: Tensor,
-              preset: Preset, table: SymbolTable) -> dict:
-    """One training song: sample the whole posterior (2C, frames) with noise (frames, C), then crop from `start`."""
+def make_item(posterior: Tensor, style: Tensor, words: list[tuple[float, float, str]], start: int,
+              noise: Tensor, preset: Preset, table: SymbolTable) -> dict:
+    """One training song.
+
+    Samples the whole posterior (2C, frames) with noise (frames, C), then crops from `start`.
+    """
     mean, std = posterior.float().T.chunk(2, dim=-1)                                     # (frames, C) each
     latents = (mean + std * noise)[start:start + preset.model.max_frames]
-    return {"latents": latents, "style": style.float(), **conditions(words, len(mean), start, preset, table)[0]}
+    return {"latents": latents, "style": style.float(),
+            **conditions(words, len(mean), start, preset, table)[0]}
 
 
 def trimmed(frames: int, preset: Preset) -> int:
@@ -67,7 +73,8 @@ def trimmed(frames: int, preset: Preset) -> int:
 
 def collate(items: list[dict], silence: Tensor, preset: Preset) -> dict[str, Tensor]:
     """Stack songs; latents, where they are given, end in copies of the `silence` frame (C,)."""
-    frames = trimmed(max(item["frames"] if "frames" in item else len(item["latents"]) for item in items), preset)
+    longest = max(item["frames"] if "frames" in item else len(item["latents"]) for item in items)
+    frames = trimmed(longest, preset)
     batch = {k: torch.tensor([item[k] for item in items], dtype=torch.float32)
              for k in ("start_time", "duration_abs", "duration_rel")}
     batch["phonemes"] = torch.stack([item["phonemes"][:CELLS_PER_FRAME * frames] for item in items])
@@ -87,7 +94,8 @@ def expand(pattern: str) -> list[Path]:
               for a, b in re.findall(r"\{(\d+)\.\.(\d+)\}", pattern)]
     parts = re.split(r"\{\d+\.\.\d+\}", pattern)
     names = ["".join(x + y for x, y in zip(parts, [*choice, ""])) for choice in itertools.product(*counts)]
-    paths = [Path(p) for name in names for p in (sorted(glob.glob(name)) if re.search(r"[*?]", name) else [name])]
+    paths = [Path(p) for name in names
+             for p in (sorted(glob.glob(name)) if re.search(r"[*?]", name) else [name])]
     missing = [p for p in paths if not p.is_file()]
     if missing or not paths:
         raise UserError(f"{missing[0] if missing else pattern}: no such shard")
@@ -103,10 +111,11 @@ class Member:
 
 
 class Shards(torch.utils.data.Dataset):
-    """Songs by number, read straight from their place in the tars; an item is asked for as (song, seed of its draws).
+    """Songs by number, read straight from their place in the tars.
 
-    Differs: the original streams shards through a shuffle buffer. Random access makes the order a pure function of
-    seed and step, so that a run goes on exactly where it stopped.
+    An item is asked for as (song, seed of its draws).
+    Differs: the original streams shards through a shuffle buffer. Random access makes the order a pure
+    function of seed and step, so that a run goes on exactly where it stopped.
     """
 
     ENDINGS = ("latent.pt", "style.pt", "json")
@@ -168,8 +177,8 @@ class Shards(torch.utils.data.Dataset):
         try:
             posterior, style, words = self.parts(song)
         except READ_ERRORS as e:
-            raise UserError(f"{song.path}: song {song.key}: {' '.join(str(e).split())[:200] or type(e).__name__}"
-                            ) from None
+            reason = " ".join(str(e).split())[:200] or type(e).__name__
+            raise UserError(f"{song.path}: song {song.key}: {reason}") from None
         channels, frames = posterior.shape
         if style.dim() == 2:
             style = style[torch.randint(len(style), (), generator=rng)]
@@ -182,8 +191,8 @@ def batches(shards: Shards, size: int, seed: int, first_step: int = 0, rank: int
             world: int = 1) -> Iterator[list[tuple[int, int]]]:
     """Endless batches of (song, seed) from step first_step on, a pure function of the arguments.
 
-    Every epoch is a new permutation. Songs of a like length share a batch, so that little of it is padding; each of
-    `world` ranks gets its own part of every step.
+    Every epoch is a new permutation. Songs of a like length share a batch, so that little of it is padding;
+    each of `world` ranks gets its own part of every step.
     """
     length = torch.tensor([song.parts["latent.pt"][1] for song in shards.songs])
     per_epoch = len(shards) // (size * world)

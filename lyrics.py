@@ -1,7 +1,8 @@
 """Timed words: read them, check them. sample.py's first step.
 
-A lyrics file is a JSON list [{"word": "hello", "start": 0.5, "end": 0.9}, ...], times in seconds, or an object with such
-a list under "word" (the original's files). "phoneme" may give a word's IPA; else the phonemizer finds it.
+A lyrics file is a JSON list [{"word": "hello", "start": 0.5, "end": 0.9}, ...], times in seconds, or an
+object with such a list under "word" (the original's files). "phoneme" may give a word's IPA; else the
+phonemizer finds it.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from config import UserError, read_json
 from phonemes import PUNCTUATION, Phonemizer, SymbolTable
 
 OVERLAP_S = 0.001              # what rounding in other people's files may overlap
-SOUNDLESS = frozenset("ˈˌːˑ.ˈ‿ _")    # marks in IPA that may be absent from the model's symbols
+SOUNDLESS = frozenset("ˈˌːˑ.‿ _")    # marks in IPA that may be absent from the model's symbols
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,16 @@ def read_word(entry: object, path: Path, number: int) -> Word:
         raise UserError(f'{where}: "word" must be a text')
     for key in ("start", "end"):
         value = entry[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
+        if (isinstance(value, bool) or not isinstance(value, (int, float))
+                or not 0 <= value <= sys.float_info.max):
             raise UserError(f"{where}: {key} is {value!r}; expected seconds, 0 or more")
     phoneme = entry.get("phoneme")
     if phoneme is not None and not isinstance(phoneme, str):
         raise UserError(f'{where}: "phoneme" is {phoneme!r}; expected IPA text')
     start, end = float(entry["start"]), float(entry["end"])
     if end <= start:
-        raise UserError(f"{where}: end {end:.2f} s is {'before' if end < start else 'at'} start {start:.2f} s")
+        raise UserError(f"{where}: end {end:.2f} s is {'before' if end < start else 'at'} "
+                        f"start {start:.2f} s")
     return Word(text, start, end, phoneme or None)
 
 
@@ -67,28 +70,33 @@ def read(path: Path) -> list[Word]:
     words = [read_word(entry, path, i) for i, entry in enumerate(entries, 1)]
     for i, (before, word) in enumerate(zip(words, words[1:]), 2):
         if word.start < before.end - OVERLAP_S:
-            raise UserError(f'{place(path, i, word.word)}: start {word.start:.2f} s is before the end {before.end:.2f} s'
-                            f' of word {i - 1} "{before.word}"')
+            raise UserError(f"{place(path, i, word.word)}: start {word.start:.2f} s is before the end "
+                            f'{before.end:.2f} s of word {i - 1} "{before.word}"')
     return words
 
 
 def check_duration(words: list[Word], duration_s: float, longest_s: float, path: Path) -> None:
     """Raise UserError if the song is too long for the model or a word lies past its end."""
     if not 0 < duration_s <= longest_s:
-        raise UserError(f"{path}: a song of {duration_s:.2f} s; this model sings more than 0 and up to {longest_s:.2f} s")
+        raise UserError(f"{path}: a song of {duration_s:.2f} s; "
+                        f"this model sings more than 0 and up to {longest_s:.2f} s")
     for i, word in enumerate(words, 1):
         if word.end > duration_s + OVERLAP_S:
-            raise UserError(f"{place(path, i, word.word)}: end {word.end:.2f} s is past the duration {duration_s:.2f} s")
+            raise UserError(f"{place(path, i, word.word)}: end {word.end:.2f} s is past the duration "
+                            f"{duration_s:.2f} s")
 
 
 def pronounce(words: list[Word], phonemizer: Phonemizer, table: SymbolTable, path: Path) -> list[Word]:
-    """The same words, each with phonemes that the model knows. Raises: UserError for a word that cannot be read."""
+    """The same words, each with phonemes that the model knows.
+
+    Raises: UserError for a word that cannot be read.
+    """
     spoken = []
     for i, word in enumerate(words, 1):
         phoneme = word.phoneme or phonemizer(word.word)
         if SOUNDLESS.union(PUNCTUATION).issuperset(phoneme):
-            raise UserError(f"{place(path, i, word.word)}: cannot be read; spell it in English letters, or give its "
-                            '"phoneme" in IPA')
+            raise UserError(f"{place(path, i, word.word)}: cannot be read; spell it in English letters, or "
+                            'give its "phoneme" in IPA')
         unknown = sorted(set(phoneme) - table.ids.keys() - SOUNDLESS)
         if unknown:
             raise UserError(f"{place(path, i, word.word)}: phoneme {' '.join(unknown)} is unknown; known: "

@@ -1,10 +1,11 @@
-"""JAM's network, its flow-matching loss and its sampler: 530M parameters or 6M, the same code.
+"""JAM's network, its flow-matching loss and its sampler: 530M parameters or 5M, the same code.
 
-Read from the bottom: `sample` integrates dx/dt = velocity from noise (t = 0) to latents (t = 1), `flow_loss` trains that
-velocity to be x1 - x0, `DiT.forward` predicts it, `DiT.condition` computes once per song whatever does not depend on t.
+Read from the bottom: `sample` integrates dx/dt = velocity from noise (t = 0) to latents (t = 1), `flow_loss`
+trains that velocity to be x1 - x0, `DiT.forward` predicts it, `DiT.condition` computes once per song whatever
+does not depend on t.
 
-Axes: B songs, T latent frames, L = 4T phoneme cells, C latent channels, D width, E width of text, style and scalars,
-U different texts, P guidance passes (rows of the network's batch), H heads, K head width.
+Axes: B songs, T latent frames, L = 4T phoneme cells, C latent channels, D width, E width of text, style and
+scalars, U different texts, P guidance passes (rows of the network's batch), H heads, K head width.
 Source: arXiv 2507.20880 and the published weights JAM-0.5, matched number for number by tests/test_model.py.
 """
 
@@ -53,7 +54,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(dim, dim, bias=False) for _ in range(4))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                 # (P, H, T, K)
@@ -135,7 +137,7 @@ class ConvNeXtBlock(nn.Module):
         self.pwconv2 = nn.Linear(2 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.dwconv(x.transpose(1, 2)).transpose(1, 2)                                 # conv wants (U, E, L)
+        y = self.dwconv(x.transpose(1, 2)).transpose(1, 2)                                 # conv: (U, E, L)
         return x + self.pwconv2(self.grn(F.gelu(self.pwconv1(self.norm(y)))))
 
 
@@ -151,7 +153,7 @@ class TextEmbed(nn.Module):
         self.downsample_blocks = nn.ModuleList(nn.Conv1d(dim, dim, 4, stride=2, padding=1) for _ in range(2))
 
     def positions(self, cells: int, device: torch.device | None = None) -> Tensor:
-        """Table (L, E): cosines, then sines, of the cell's index; cells past the model's longest song repeat."""
+        """Table (L, E): cosines, then sines, of the cell's index; cells past the longest song repeat."""
         dim = self.text_embed.embedding_dim
         frequency = 1.0 / 10000.0 ** (torch.arange(0, dim, 2, device=device).float() / dim)
         index = torch.arange(cells, device=device).clamp_max(self.last_position).float()
@@ -204,7 +206,10 @@ class FinalNorm(nn.Module):
 
 @dataclass
 class Condition:
-    """What a song asks for, as far as it does not depend on the flow time. P rows; equal texts are kept once."""
+    """What a song asks for, as far as it does not depend on the flow time.
+
+    P rows; equal texts are kept once.
+    """
     static: Tensor          # (P, T, D) input projection of audio condition, text, style, start and durations
     scalars: Tensor         # (P, E) embedded start and durations, summed
     fusion: list[Tensor]    # per early block (U, T, D)
@@ -233,14 +238,15 @@ class DiT(nn.Module):
             nn.Sequential(nn.Linear(config.text_dim, dim), nn.SiLU()) for _ in range(config.depth // 2))
         self.norm_out = FinalNorm(dim, cond)
         self.proj_out = nn.Linear(dim, config.mel_dim)
-        for fusion in self.text_fusion_linears:             # text fusion starts as nothing and learns its way in
+        # Text fusion starts as nothing and learns its way in.
+        for fusion in self.text_fusion_linears:
             nn.init.zeros_(fusion[0].weight)
             nn.init.zeros_(fusion[0].bias)
 
     def embed_text(self, phonemes: Tensor, duration_rel: Tensor) -> Tensor:
         """(U, L) ids and (U,) -> (U, T, E); frames past the song's end get the learned padding bias.
 
-        The product is rounded to float32 before truncation, as in the original: 283 of its 5000 lengths lose a frame.
+        The float32 product is truncated, as in the original: 283 of its 5000 lengths lose a frame.
         """
         text = self.text_embed(phonemes)
         real = (self.config.max_frames * duration_rel.float()).long()                      # (U,)
@@ -257,12 +263,14 @@ class DiT(nn.Module):
         """
         c = self.config
         if phonemes.shape[1] % 4 or phonemes.shape[1] > 4 * c.max_frames:
-            raise ValueError(f"{phonemes.shape[1]} phoneme cells; expected 4 a frame, {4 * c.max_frames} at most")
+            raise ValueError(f"{phonemes.shape[1]} phoneme cells; expected 4 a frame, "
+                             f"{4 * c.max_frames} at most")
         row = torch.arange(len(phonemes), device=phonemes.device) if row is None else row
         text = self.embed_text(phonemes, duration_rel)
         scalars = (self.start_time_embed(start_time) + self.duration_abs_embed(duration_abs)
                    + self.duration_rel_embed(duration_rel))[row]
-        weight = self.input_embed.proj.weight.split([c.mel_dim, c.mel_dim, c.text_dim, c.cond_dim, c.cond_dim], 1)
+        weight = self.input_embed.proj.weight.split(
+            [c.mel_dim, c.mel_dim, c.text_dim, c.cond_dim, c.cond_dim], 1)
         static = F.linear(text, weight[2])[row] + (F.linear(style, weight[3]) + F.linear(scalars, weight[4])
                                                    + self.input_embed.proj.bias)[:, None]
         if audio is not None:
@@ -272,8 +280,8 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Velocity (P, T, C) of latents x (P, T, C) at flow time (P,) or () in 0 (noise) .. 1 (data)."""
         if x.shape[:2] != condition.static.shape[:2] or x.shape[2] != self.config.mel_dim:
-            raise ValueError(f"latents {tuple(x.shape)} do not fit a condition of {tuple(condition.static.shape[:2])}"
-                             f" and {self.config.mel_dim} channels")
+            raise ValueError(f"latents {tuple(x.shape)} do not fit a condition of "
+                             f"{tuple(condition.static.shape[:2])} and {self.config.mel_dim} channels")
         time = self.time_embed(time.reshape(-1)).expand(len(x), -1)                        # (P, E)
         h = self.embed_input(x, time, condition)
         cos, sin = rotary_tables(x.shape[1], self.config.dim // self.config.heads, x.device)
@@ -284,7 +292,7 @@ class DiT(nn.Module):
         return self.proj_out(self.norm_out(h, time + condition.scalars))
 
     def embed_input(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """The part of the input projection that changes with the flow time, and the convolutional positions."""
+        """The input projection's part that changes with the flow time, and the convolutional positions."""
         weight = self.input_embed.proj.weight
         h = F.linear(x, weight[:, :x.shape[2]]) + F.linear(time, weight[:, -time.shape[1]:])[:, None]
         h = h + condition.static
@@ -298,18 +306,21 @@ def load_weights(model: DiT, weights: dict[str, Tensor], source: str = "weights"
     """
     prefix, own = "transformer.", model.state_dict()
     wrong = [f"missing {prefix}{k}" for k in own if prefix + k not in weights]
-    wrong += [f"unknown {k}" for k in weights if k.removeprefix(prefix) not in own or not k.startswith(prefix)]
-    wrong += [f"{prefix}{k} is {tuple(weights[prefix + k].shape)}, not {tuple(v.shape)}" for k, v in own.items()
-              if prefix + k in weights and weights[prefix + k].shape != v.shape]
+    wrong += [f"unknown {k}" for k in weights
+              if k.removeprefix(prefix) not in own or not k.startswith(prefix)]
+    wrong += [f"{prefix}{k} is {tuple(weights[prefix + k].shape)}, not {tuple(v.shape)}"
+              for k, v in own.items() if prefix + k in weights and weights[prefix + k].shape != v.shape]
     if wrong:
         raise ValueError(f"{source}: {len(wrong)} tensors do not fit the model: {'; '.join(wrong[:5])}")
     model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()})
 
 
-def flow_loss(model: Callable[..., Tensor], x1: Tensor, x0: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    """Squared error of the velocity at x_t = (1 - t) x0 + t x1, per song (B,): mean over all frames and channels.
+def flow_loss(model: Callable[..., Tensor], x1: Tensor, x0: Tensor, time: Tensor,
+              condition: Condition) -> Tensor:
+    """Squared error of the velocity at x_t = (1 - t) x0 + t x1, per song (B,).
 
-    Args: x1 data and x0 noise (B, T, C); time (B,). Padding frames count too, as in the original.
+    Its mean over all frames and channels; padding frames count too, as in the original.
+    Args: x1 data and x0 noise (B, T, C); time (B,).
     """
     t = time[:, None, None]
     return (model((1 - t) * x0 + t * x1, time, condition).float() - (x1 - x0)).square().mean((1, 2))
@@ -321,13 +332,13 @@ def drop(tensor: Tensor, dropped: Tensor) -> Tensor:
 
 
 def time_grid(steps: int, sway: float | None = None) -> Tensor:
-    """`steps` flow times from 0 to 1, i.e. steps - 1 Euler steps; sway < 0 puts more of them near the noise."""
+    """`steps` flow times from 0 to 1: steps - 1 Euler steps; sway < 0 puts more of them near the noise."""
     t = torch.linspace(0, 1, steps)
     return t if sway is None else t + sway * (torch.cos(math.pi / 2 * t) - 1 + t)
 
 
-# Guidance modes: the passes that a guided step needs, as (text kept, song's own style kept), in the batch's order.
-# The first is the plain conditional velocity; where the style is not kept, the negative style stands instead.
+# Guidance modes: the passes that a guided step needs, as (text kept, song's own style kept), in the batch's
+# order. The first is the plain conditional velocity; where the style is not kept, the negative one stands in.
 PASSES = {"none": [(True, True)], "single": [(True, True), (False, False)],
           "dual": [(True, True), (True, False), (False, False)],
           "dual_fix": [(True, True), (False, True), (False, False)]}
@@ -337,19 +348,21 @@ def guide(mode: str, weights: tuple[float, ...], v: list[Tensor]) -> Tensor:
     """Combine the velocities of PASSES[mode]. Neutral weights: (0,) for single, (1, 1) for the dual modes."""
     if mode == "single":
         return v[0] + weights[0] * (v[0] - v[1])
-    if mode == "dual":                                       # style against the negative style, words against none
+    if mode == "dual":                # style against the negative style, words against none
         return weights[0] * (v[0] - v[1]) + weights[1] * (v[1] - v[2]) + v[2]
-    if mode == "dual_fix":                                   # words against none, style against the negative style
+    if mode == "dual_fix":            # words against none, style against the negative style
         return weights[0] * (v[1] - v[2]) + weights[1] * (v[0] - v[1]) + v[2]
     return v[0]
 
 
 def guided_condition(model: DiT, batch: dict[str, Tensor], negative_style: Tensor, mode: str) -> Condition:
-    """The condition of all passes of a guided step, P = passes * B rows; a text is embedded once, not per pass."""
+    """The condition of a guided step's passes, P = passes * B rows; a text is embedded once, not per pass."""
     passes, songs = PASSES[mode], torch.arange(len(batch["style"]), device=batch["style"].device)
-    texts = [batch["phonemes"]] + [torch.zeros_like(batch["phonemes"])] * (not all(text for text, _ in passes))
+    some_textless = not all(text for text, _ in passes)
+    texts = [batch["phonemes"]] + [torch.zeros_like(batch["phonemes"])] * some_textless
     scalars = {k: batch[k].repeat(len(texts)) for k in ("start_time", "duration_abs", "duration_rel")}
-    style = torch.cat([batch["style"] if own else negative_style.expand_as(batch["style"]) for _, own in passes])
+    style = torch.cat([batch["style"] if own else negative_style.expand_as(batch["style"])
+                       for _, own in passes])
     row = torch.cat([songs if text else songs + len(songs) for text, _ in passes])
     return model.condition(torch.cat(texts), style, **scalars, row=row)
 
@@ -359,8 +372,9 @@ def sample(model: DiT, batch: dict[str, Tensor], noise: Tensor, grid: Tensor, gu
            negative_style: Tensor, progress: Callable = lambda steps: steps) -> Tensor:
     """Integrate from noise to latents with Euler steps.
 
-    Args: batch as data.collate makes it (phonemes (B, 4T), style (B, E), start_time, duration_abs, duration_rel (B,));
-        noise (B, T, C); grid from time_grid; negative_style (1, E); progress wraps the list of steps, e.g. tqdm.
+    Args: batch as data.collate makes it (phonemes (B, 4T), style (B, E), start_time, duration_abs,
+        duration_rel (B,)); noise (B, T, C); grid from time_grid; negative_style (1, E); progress wraps the
+        list of steps, e.g. tqdm.
     Returns: latents (B, T, C).
     """
     songs, mode = len(noise), guidance.mode

@@ -17,17 +17,17 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from config import READ_ERRORS, UserError
 
 CELLS_PER_FRAME = 4
-WORD_END, LANGUAGE, END = 0, 1, 2     # the phonemizer's own special tokens; only WORD_END ever reaches the grid
+WORD_END, LANGUAGE, END = 0, 1, 2     # the phonemizer's special tokens; only WORD_END reaches the grid
 FILLER, NO_WORD = 62, 63              # inside a word but no phoneme here; outside of any word
 PUNCTUATION = ".,?!:;"
 VOWELS = frozenset("aeiouyøæɐɑɒɔəɛɜɝɚɪʊʌ")
 DIPHTHONGS = frozenset(["aɪ", "aʊ", "eɪ", "oʊ", "ɔɪ"])
 GLIDE_S = 0.12                        # how long the second half of a diphthong takes at most
-# Seconds that a consonant takes in a word with room to spare; weak sounds are short, so that a phrase is heard to
-# begin where its first word does.
-CONSONANT_S = {"h": .05, "ð": .05, "b": .05, "d": .05, "ɡ": .05, "g": .05, "j": .06, "w": .06, "l": .06, "ɹ": .06,
-               "r": .06, "v": .06, "k": .07, "p": .07, "t": .07, "m": .07, "n": .07, "ŋ": .08, "θ": .08, "f": .08,
-               "z": .09, "ʒ": .09, "ʃ": .11, "s": .11}
+# Seconds that a consonant takes in a word with room to spare; weak sounds are short, so that a phrase is
+# heard to begin where its first word does.
+CONSONANT_S = {"h": .05, "ð": .05, "b": .05, "d": .05, "ɡ": .05, "g": .05, "j": .06, "w": .06, "l": .06,
+               "ɹ": .06, "r": .06, "v": .06, "k": .07, "p": .07, "t": .07, "m": .07, "n": .07, "ŋ": .08,
+               "θ": .08, "f": .08, "z": .09, "ʒ": .09, "ʃ": .11, "s": .11}
 AFFRICATES = {"tʃ": .11, "dʒ": .09}
 
 LANG = "en_us"
@@ -76,21 +76,22 @@ def sung_spans(phoneme: str, seconds: float) -> list[tuple[str, float, float]]:
 
 
 class SymbolTable:
-    """Phoneme characters <-> ids: the phonemizer's special tokens, its symbols in its order, then punctuation."""
+    """Phoneme characters <-> ids: the phonemizer's special tokens, its symbols in its order, punctuation."""
 
     def __init__(self, symbols: Sequence[str]):
         names = ["_", "<en_us>", "<end>", *symbols, *(p for p in PUNCTUATION if p not in symbols)]
         if len(names) > FILLER:
-            raise ValueError(f"{len(symbols)} phoneme symbols; {FILLER - 3 - len(PUNCTUATION)} at most have an id")
+            raise ValueError(f"{len(symbols)} phoneme symbols; "
+                             f"{FILLER - 3 - len(PUNCTUATION)} at most have an id")
         self.ids = {name: i for i, name in enumerate(names)}
 
     def encode(self, phoneme: str) -> list[int]:
-        """Ids of an IPA string, character by character, with a word end behind; unknown characters are left out."""
+        """Ids of an IPA string, character by character, with a word end behind; unknown ones are left out."""
         return [self.ids[c] for c in phoneme.removesuffix("_") + "_" if c in self.ids]
 
 
 def average_sparse(ids: list[int], cells: int) -> list[int]:
-    """Ids at equal distances, FILLER between them and in what is left at the end. JAM-0.5 was trained on it."""
+    """Ids at equal distances, FILLER between them and in the rest at the end. JAM-0.5 was trained on it."""
     span = cells // len(ids)
     row = [FILLER] * cells
     row[:span * len(ids):span] = ids
@@ -119,7 +120,10 @@ def fill(filler: str, ids: list[int], cells: int) -> list[int]:
 
 
 def fill_sung(phoneme: str, table: SymbolTable, cells: int, cell_s: float) -> list[int]:
-    """A word's cells by `sung_spans`: each id over its whole span, one cell at least; the word end in the last cell."""
+    """A word's cells by `sung_spans`.
+
+    Each id over its whole span, one cell at least; the word end in the last cell.
+    """
     spans = [(table.ids[c], end) for c, _, end in sung_spans(phoneme, (cells - 1) * cell_s) if c in table.ids]
     if len(spans) + 1 >= cells or not spans:
         return fill("pad_right", table.encode(phoneme), cells)
@@ -131,13 +135,14 @@ def fill_sung(phoneme: str, table: SymbolTable, cells: int, cell_s: float) -> li
 
 
 def phoneme_grid(words: Iterable[tuple[float, float, str]], table: SymbolTable, filler: str, cells: int,
-                 window_s: tuple[float, float], cell_hz: float) -> tuple[list[int], list[tuple[int, int, list[int]]]]:
+                 window_s: tuple[float, float],
+                 cell_hz: float) -> tuple[list[int], list[tuple[int, int, list[int]]]]:
     """Lay words on the grid of the latent frames in window_s.
 
-    Args: words (start, end, phoneme), seconds in the song; cells, of the padded grid; window_s, the song's part
-        that is seen; cell_hz, cells a second.
-    Returns: ids, one per cell; and per placed word (first cell, end cell, its ids), to see which ids found no room.
-    Differs: "sung" cuts a word at the window's edge, where the original's rules squeeze all of it into what is left.
+    Args: words (start, end, phoneme), seconds in the song; cells, of the padded grid; window_s, the song's
+        part that is seen; cell_hz, cells a second.
+    Returns: ids, one per cell; per placed word (first cell, end cell, ids), to see which ids found no room.
+    Differs: "sung" cuts a word at the window's edge; the original's rules squeeze it all into what is left.
     """
     row, placed = [NO_WORD] * cells, []
     for start, end, phoneme in words:

@@ -1,7 +1,7 @@
 """Timed words -> a song: `python sample.py --lyrics FILE --style female --out song.wav`.
 
-Read `main`, then `Singer.sing`: lyrics.py reads words, phonemes.py pronounces them and lays them on the frame grid,
-model.py turns noise into latents, vae.py turns latents into sound, `master` sets its loudness.
+Read `main`, then `Singer`: lyrics.py reads words, phonemes.py pronounces them and lays them on the frame
+grid, model.py turns noise into latents, vae.py turns latents into sound, `master` sets its loudness.
 """
 
 import dataclasses
@@ -74,12 +74,13 @@ class Singer:
     def batch(self, words: list[Word], style: Tensor, duration_s: float) -> tuple[dict[str, Tensor], list]:
         """One song as the network reads it, and where its words were placed (see phonemes.phoneme_grid)."""
         frames = min(math.ceil(duration_s * self.frame_hz), self.preset.model.max_frames)
-        item, placed = conditions([(w.start, w.end, w.phoneme) for w in words], frames, 0, self.preset, self.table)
+        spoken = [(w.start, w.end, w.phoneme) for w in words]
+        item, placed = conditions(spoken, frames, 0, self.preset, self.table)
         return collate([item | {"style": style, "frames": frames}], self.codec.silence, self.preset), placed
 
-    def latents(self, batch: dict[str, Tensor], seed: int, steps: int, guidance: Guidance, sway: float | None = None,
-                progress=lambda steps: steps) -> Tensor:
-        """Sing one song's latents (1, T, C). Its noise comes from the CPU and its own seed, whatever the device."""
+    def latents(self, batch: dict[str, Tensor], seed: int, steps: int, guidance: Guidance,
+                sway: float | None = None, progress=lambda steps: steps) -> Tensor:
+        """Sing one song's latents (1, T, C). Its noise comes from the CPU and its own seed, on any device."""
         rng = torch.Generator().manual_seed(seed)
         noise = torch.randn(1, self.preset.model.max_frames, self.preset.model.mel_dim, generator=rng)
         noise = noise[:, :batch["phonemes"].shape[1] // 4].to(self.device)
@@ -93,9 +94,10 @@ class Singer:
 
 
 def loudness_lufs(wave: Tensor, rate_hz: int) -> float | None:
-    """Integrated loudness of wave (N,) by ITU-R BS.1770; None for silence. Clips under 0.4 s are repeated to fill it.
+    """Integrated loudness of wave (N,) by ITU-R BS.1770; None for silence.
 
-    torchaudio clips inside its filters above 1.0: the wave is measured at a quarter of its peak or less.
+    Clips under 0.4 s are repeated to fill it. torchaudio clips inside its filters above 1.0: the wave is
+    measured at a quarter of its peak or less.
     """
     if not len(wave):
         return None
@@ -107,12 +109,13 @@ def loudness_lufs(wave: Tensor, rate_hz: int) -> float | None:
 
 def limit(wave: Tensor, ceiling: float) -> Tensor:
     """Turn wave (N,) down around each peak, true peaks included, so that none is above `ceiling`."""
-    reach = 255                                              # samples before and after a peak that move with it
+    reach = 255                              # samples before and after a peak that move with it
     peak = AF.resample(wave, 1, 8, lowpass_filter_width=64)[:8 * len(wave)].abs().view(-1, 8).amax(1)
     gain = (ceiling / peak.maximum(wave.abs()).clamp_min(1e-9)).clamp_max(1.0)[None, None]
-    gain = -F.max_pool1d(F.pad(-gain, (reach, reach), value=-1.0), reach + 1, 1)          # reach / 2 to either side
-    gain = -F.max_pool1d(-gain, reach + 1, 1)                # twice: the whole reach, and the length of the wave again
-    for _ in range(2):                                       # smooth by two boxes that reach no further than that
+    # Twice reach / 2 to either side: the whole reach, and the length of the wave again.
+    gain = -F.max_pool1d(F.pad(-gain, (reach, reach), value=-1.0), reach + 1, 1)
+    gain = -F.max_pool1d(-gain, reach + 1, 1)
+    for _ in range(2):                       # smooth by two boxes that reach no further than that
         gain = F.avg_pool1d(F.pad(gain, (reach // 2, reach // 2), mode="replicate"), reach, 1)
     return wave * gain[0, 0]
 
@@ -133,7 +136,8 @@ def master(wave: Tensor, rate_hz: int) -> Tensor:
 
 def write_wave(path: Path, wave: Tensor, rate_hz: int) -> None:
     """Write wave (N,) in the format of the path's ending (see FORMATS)."""
-    if not wave.isfinite().all():                            # one NaN would abort the MP3 encoder's whole process
+    # One NaN would abort the MP3 encoder's whole process.
+    if not wave.isfinite().all():
         raise FloatingPointError(f"{path}: the song has samples that are not finite")
     with replacing(path) as temporary:
         try:
@@ -155,7 +159,10 @@ def check_output(path: Path) -> None:
 
 
 def choose_guidance(cfg: SampleConfig, default: Guidance) -> Guidance:
-    """The preset's guidance with what the flags change. Raises: UserError for a mode, number or range that is none."""
+    """The preset's guidance with what the flags change.
+
+    Raises: UserError for a mode, number or range that is none.
+    """
     mode = default.mode if cfg.guidance is None else cfg.guidance
     if mode not in PASSES:
         raise UserError(f"--guidance {mode}: expected one of {', '.join(PASSES)}")
@@ -173,14 +180,16 @@ def warn_of_cuts(words: list[Word], placed: list[tuple[int, int, list[int]]], pa
     """Warn of each word that is too short for all of its phonemes."""
     for i, (word, (first, end, ids)) in enumerate(zip(words, placed, strict=True), 1):
         if end - first < len(ids) - 1:                       # all but the word end
-            print(f"warning: {place(path, i, word.word)}: {len(ids) - 1} phonemes ({word.phoneme}) in {end - first} "
-                  "cells; the last ones are left out", file=sys.stderr)
+            print(f"warning: {place(path, i, word.word)}: {len(ids) - 1} phonemes ({word.phoneme}) in "
+                  f"{end - first} cells; the last ones are left out", file=sys.stderr)
 
 
-def sidecar(cfg: SampleConfig, singer: Singer, words: list[Word], style: Tensor, seconds: dict[str, float]) -> dict:
+def sidecar(cfg: SampleConfig, singer: Singer, words: list[Word], style: Tensor,
+            seconds: dict[str, float]) -> dict:
     """Everything needed to remake a song."""
     return {"settings": json.loads(json.dumps(dataclasses.asdict(cfg), default=str)),
-            "words": [dataclasses.asdict(word) for word in words], "style": [round(x, 7) for x in style.tolist()],
+            "words": [dataclasses.asdict(word) for word in words],
+            "style": [round(x, 7) for x in style.tolist()],
             "weights_sha256": hashlib.sha256((singer.folder / WEIGHTS).read_bytes()).hexdigest(),
             "preset": dataclasses.asdict(singer.preset), "versions": {"python": sys.version.split()[0],
                                                                       "torch": torch.__version__},
@@ -225,7 +234,8 @@ def main(argv: list[str] | None = None) -> None:
         path.write_text(json.dumps(sidecar(cfg, singer, words, style, seconds), ensure_ascii=False, indent=1),
                         encoding="utf-8", errors="backslashreplace")
     total = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 ** 2 if sys.platform != "darwin" else 1024 ** 3)
+    units_per_gib = 1024 ** 2 if sys.platform != "darwin" else 1024 ** 3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_per_gib
     print(", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
           + f"; {total / duration_s:.2f} s per second of song; {peak:.2f} GiB of memory at most")
     print(cfg.out.resolve())

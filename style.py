@@ -1,4 +1,7 @@
-"""Style vectors: what a song should sound like, as (E,) numbers. A name that the model ships, or a saved vector."""
+"""Style vectors: what a song should sound like, as (E,) numbers.
+
+A name that the model ships, or a saved vector.
+"""
 
 import os
 from pathlib import Path
@@ -38,6 +41,7 @@ def load_style(name: str, folder: Path, width: int) -> Tensor:
     else:
         raise UserError(f"--style {name}: unknown; expected {', '.join(sorted(named)) or 'a file'}"
                         f"{' or a file' * bool(named)} ({', '.join(READERS)})")
-    if not isinstance(style, Tensor) or style.is_complex() or style.numel() != width or not style.float().isfinite().all():
+    if (not isinstance(style, Tensor) or style.is_complex() or style.numel() != width
+            or not style.float().isfinite().all()):
         raise UserError(f"--style {name}: expected {width} finite numbers")
     return style.float().reshape(width)

@@ -3,9 +3,10 @@
     python train.py --data 'baby/data/songs-{000000..000059}.tar' --out runs/baby --steps 20000
 
 Read `train` (the loop), `loss_of` (a step's draws), then `save` and `resume`. The folder --out receives
-checkpoint.pt (everything needed to go on, exactly), model.safetensors and config.json (averaged weights, ready for
-`sample.py --model`), and log.jsonl. Run the same command again and it goes on where it stopped: data order, noise and
-flow times are functions of seed and step, so an interrupted run ends with the same weights, bit for bit on a CPU.
+checkpoint.pt (everything needed to go on, exactly), model.safetensors and config.json (averaged weights,
+ready for `sample.py --model`), and log.jsonl. Run the same command again and it goes on where it stopped:
+data order, noise and flow times are functions of seed and step, so an interrupted run ends with the same
+weights, bit for bit on a CPU.
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from config import CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, Preset, TrainConfig, UserError, parse, pick_device, preset_to_json, replacing, run
+from config import CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, Preset, TrainConfig, UserError, parse
+from config import pick_device, preset_to_json, replacing, run
 from data import Shards, batches, collate
 from model import DiT, drop, flow_loss, load_weights
 from phonemes import SymbolTable, load_phonemizer
@@ -31,7 +33,7 @@ TIME_BINS = 4
 
 
 def rate_at(step: int, cfg: TrainConfig) -> float:
-    """Learning rate of a step: linear warm-up, then a linear fall to 0 that takes the last cfg.decay of the steps."""
+    """Learning rate of a step: linear warm-up, then a linear fall to 0 over the last cfg.decay of steps."""
     falling = max(1.0, cfg.decay * (cfg.steps - cfg.warmup))
     return cfg.lr * min((step + 1) / max(1, cfg.warmup), 1.0, (cfg.steps - step) / falling)
 
@@ -40,7 +42,7 @@ def loss_of(model: torch.nn.Module, batch: dict[str, Tensor], cfg: TrainConfig, 
             rank: int) -> tuple[Tensor, Tensor]:
     """A step's loss per song (B,) and its flow times (B,). All draws come from seed, step and rank.
 
-    Flow times are logit-normal: sigmoid of a standard normal. Source: SD3's sampling, as the original uses it.
+    Flow times are logit-normal: sigmoid of a standard normal. Source: SD3's sampling, as in the original.
     Differs: the original drops conditions for the whole batch at once; here each song has its own draw.
     """
     rng = torch.Generator().manual_seed((cfg.seed * 1_000_003 + step) * 1024 + rank)
@@ -49,7 +51,8 @@ def loss_of(model: torch.nn.Module, batch: dict[str, Tensor], cfg: TrainConfig, 
     flow_time = torch.randn(songs, generator=rng).sigmoid().to(device)
     no_style = torch.rand(songs, generator=rng) < cfg.drop_style
     no_text = (torch.rand(songs, generator=rng) < cfg.drop_text) & no_style
-    condition = model.condition(drop(batch["phonemes"], no_text.to(device)), drop(batch["style"], no_style.to(device)),
+    condition = model.condition(drop(batch["phonemes"], no_text.to(device)),
+                                drop(batch["style"], no_style.to(device)),
                                 batch["start_time"], batch["duration_abs"], batch["duration_rel"])
     return flow_loss(model, batch["latents"], x0, flow_time, condition), flow_time
 
@@ -61,12 +64,13 @@ class Log:
         self.path, self.cfg, self.last, self.since = path, cfg, first_step, time.monotonic()
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-        path.write_text("".join(kept))                       # what a killed run did after its checkpoint is done again
+        # What a killed run did after its checkpoint is done again.
+        path.write_text("".join(kept))
         self.losses: list[tuple[Tensor, Tensor]] = []
         self.norms: list[Tensor] = []
 
     def step(self, step: int, losses: Tensor, flow_time: Tensor, norm: Tensor) -> None:
-        """Note step `step`; raise FloatingPointError, before anything is saved, where the loss is not finite."""
+        """Note step `step`; raise FloatingPointError, before anything is saved, if the loss is not finite."""
         self.losses.append((losses, flow_time))
         self.norms.append(norm)
         if step % self.cfg.log_every and step != self.cfg.steps:
@@ -77,18 +81,19 @@ class Log:
         bins = [losses[(flow_time * TIME_BINS).long() == i] for i in range(TIME_BINS)]
         seconds = (time.monotonic() - self.since) / (step - self.last)
         row = {"step": step, "loss": round(losses.mean().item(), 5), "lr": rate_at(step - 1, self.cfg),
-               "grad_norm": round(torch.stack(self.norms).mean().item(), 4), "seconds_per_step": round(seconds, 4),
+               "grad_norm": round(torch.stack(self.norms).mean().item(), 4),
+               "seconds_per_step": round(seconds, 4),
                "loss_by_time": [round(b.mean().item(), 5) if len(b) else None for b in bins]}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         left = seconds * (self.cfg.steps - step) / 60
-        print(f"step {step:7d} | loss {row['loss']:.4f} | lr {row['lr']:.2e} | grad {row['grad_norm']:7.3f} | "
-              f"{seconds:.3f} s/step | {left:.0f} min left", flush=True)
+        print(f"step {step:7d} | loss {row['loss']:.4f} | lr {row['lr']:.2e} | "
+              f"grad {row['grad_norm']:7.3f} | {seconds:.3f} s/step | {left:.0f} min left", flush=True)
         self.losses, self.norms, self.last, self.since = [], [], step, time.monotonic()
 
 
-def save(folder: Path, model: DiT, ema: list[Tensor], optimizer: torch.optim.Optimizer, step: int, preset: Preset,
-         cfg: TrainConfig) -> None:
+def save(folder: Path, model: DiT, ema: list[Tensor], optimizer: torch.optim.Optimizer, step: int,
+         preset: Preset, cfg: TrainConfig) -> None:
     """Write checkpoint.pt, then the averaged weights for sampling. `resume` is its mirror image."""
     with replacing(folder / "checkpoint.pt") as path:
         torch.save({"step": step, "config": json.dumps(dataclasses.asdict(cfg), default=str),
@@ -100,10 +105,12 @@ def save(folder: Path, model: DiT, ema: list[Tensor], optimizer: torch.optim.Opt
         path.write_text(preset_to_json(preset, step=step))
 
 
-def resume(folder: Path, model: DiT, ema: list[Tensor], optimizer: torch.optim.Optimizer, cfg: TrainConfig) -> int:
+def resume(folder: Path, model: DiT, ema: list[Tensor], optimizer: torch.optim.Optimizer,
+           cfg: TrainConfig) -> int:
     """Restore what `save` wrote, if it is there; returns the number of steps already done.
 
-    Raises: UserError if the run was made with other settings (all but steps, saving and logging must be equal).
+    Raises: UserError if the run was made with other settings; those that only say how far, where and on
+        which shards may differ.
     """
     path = folder / "checkpoint.pt"
     if not path.exists():
@@ -112,9 +119,9 @@ def resume(folder: Path, model: DiT, ema: list[Tensor], optimizer: torch.optim.O
     then, now = json.loads(state["config"]), json.loads(json.dumps(dataclasses.asdict(cfg), default=str))
     free = {"steps", "decay", "save_every", "log_every", "workers", "device", "out", "data", "assets"}
     for name in then.keys() - free:
-        if then[name] != now[name]:
-            raise UserError(f"{path}: was made with --{name.replace('_', '-')} {then[name]}, not {now[name]}; "
-                            "use another --out")
+        if then[name] != now.get(name):
+            raise UserError(f"{path}: was made with --{name.replace('_', '-')} {then[name]}, "
+                            f"not {now.get(name)}; use another --out")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     for mine, saved in zip(ema, state["ema"], strict=True):
@@ -131,7 +138,7 @@ def start_from(model: DiT, path: Path) -> None:
 
 
 def guarded(stream: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The same batches; a UserError from a reading process, which comes with its whole traceback, as its last line."""
+    """The same batches; a reading process's UserError, which comes with a traceback, as its last line."""
     while True:
         try:
             yield next(stream)
@@ -144,8 +151,9 @@ def loader(cfg: TrainConfig, preset: Preset, step: int, rank: int, world: int) -
     shards = Shards(cfg.data, preset, SymbolTable(load_phonemizer(cfg.assets / PHONEMIZER).symbols))
     put_together = functools.partial(collate, silence=make_codec(preset.codec).silence, preset=preset)
     return guarded(iter(torch.utils.data.DataLoader(
-        shards, batch_sampler=batches(shards, cfg.batch, cfg.seed, step, rank, world), collate_fn=put_together,
-        num_workers=cfg.workers, worker_init_fn=lambda _: torch.set_num_threads(1))))
+        shards, batch_sampler=batches(shards, cfg.batch, cfg.seed, step, rank, world),
+        collate_fn=put_together, num_workers=cfg.workers,
+        worker_init_fn=lambda _: torch.set_num_threads(1))))
 
 
 def train(cfg: TrainConfig, rank: int = 0, world: int = 1) -> None:
@@ -182,7 +190,8 @@ def train(cfg: TrainConfig, rank: int = 0, world: int = 1) -> None:
         optimizer.zero_grad()
         if ema:
             # the average forgets its random start: early on it follows closely
-            torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - min(cfg.ema, (1 + step) / (10 + step)))
+            share = 1 - min(cfg.ema, (1 + step) / (10 + step))
+            torch._foreach_lerp_(ema, [p.detach() for p in parameters], share)
         log.step(step, losses.detach(), flow_time, norm)
         if step % cfg.save_every == 0 or step == cfg.steps:
             save(cfg.out, model, ema, optimizer, step, preset, cfg)

@@ -18,7 +18,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / WEIGHTS) as path:
         save_file({name: weight.half() for name, weight in load_file(run / WEIGHTS).items()}, path)
-    for name, target in [(CONFIG, CONFIG), ("log.jsonl", "train_log.jsonl"), (STYLES, STYLES), (PHONEMIZER, PHONEMIZER)]:
+    for name, target in [(CONFIG, CONFIG), ("log.jsonl", "train_log.jsonl"), (STYLES, STYLES),
+                         (PHONEMIZER, PHONEMIZER)]:
         with replacing(out / target) as path:
             shutil.copyfile(run / name, path)
     print(f"{out}: {sum(p.stat().st_size for p in out.iterdir()) / 1e6:.1f} MB")

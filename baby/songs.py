@@ -1,11 +1,12 @@
-"""Training songs for the embedded model: flite speaks phrases, WORLD re-sings them, and every word's time is known.
+"""Training songs for the embedded model: flite speaks phrases, WORLD re-sings them,
+and every word's time is known.
 
     python baby/songs.py --out baby/data --shards 60 --jobs 2
 
-Read `phrase_plan` (words, notes, times), `Speech` (one spoken phrase and its phones), `sing` (the resynthesis), `song`.
-Needs the Debian package flite and `pip install -r baby/requirements.txt`. Each song is a pure function of its number,
-so a broken run goes on where it stopped and anyone gets the same data. The sounds of a word lie exactly where
-`phonemes.sung_spans` puts them: what the network is told is what it hears.
+Read `phrase_plan` (words, notes, times), `Speech` (one spoken phrase and its phones), `sing` (the
+resynthesis), `song`. Needs the Debian package flite and `pip install -r baby/requirements.txt`. Each song is
+a pure function of its number, so a broken run goes on where it stopped and anyone gets the same data. The
+sounds of a word lie exactly where `phonemes.sung_spans` puts them: what the network is told is what it hears.
 """
 
 import argparse
@@ -37,8 +38,8 @@ STYLES = dict(zip(("female", "male"), torch.eye(2, PRESET.model.cond_dim)))
 TICK_S = 0.005                                # WORLD's frame period
 FLITE = {"female": "slt", "male": "rms"}
 F0_FLOOR_HZ = {"female": 120, "male": 65}    # below it the voice creaks
-# One octave of a pentatonic scale (MIDI): few pitches, so that a small model learns each of them well, and low ones,
-# because the lower a voice, the more of its vowels is heard.
+# One octave of a pentatonic scale (MIDI): few pitches, so that a small model learns each of them well, and
+# low ones, because the lower a voice, the more of its vowels is heard.
 SCALE = {"female": [53, 55, 57, 60, 62, 65], "male": [45, 48, 50, 52, 55, 57]}
 VOICED = VOWELS | frozenset("mnŋlɹwj")   # always sung, even where flite's voice creaks
 VOCABULARY = 8000                             # most frequent English words
@@ -103,17 +104,19 @@ class Speech:
         spoken = ["ax" if p == "AH0" else p.lower().replace("2", "1").replace("0", "") for p in phones]
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "a.wav")
-            out = subprocess.run(["flite", "-voice", FLITE[voice], "-psdur", "-p", f"pau {' '.join(spoken)} pau",
-                                  "-o", path], capture_output=True, text=True, check=True).stdout.split()
+            out = subprocess.run(["flite", "-voice", FLITE[voice], "-psdur", "-p",
+                                  f"pau {' '.join(spoken)} pau", "-o", path],
+                                 capture_output=True, text=True, check=True).stdout.split()
             wave, rate = soundfile.read(path)
         wave = AF.resample(torch.from_numpy(wave), rate, RATE, lowpass_filter_width=64).numpy()
         ends = [float(x.split(":")[1]) for x in out]
-        self.spans = list(zip(ends, ends[1:]))[:len(phones)]               # the leading pause's end starts phone 0
+        self.spans = list(zip(ends, ends[1:]))[:len(phones)]     # the leading pause's end starts phone 0
         if len(out) != len(phones) + 2 or ends != sorted(ends):
             raise ValueError(f"flite spoke {out} for {spoken}")
-        f0, times = pyworld.dio(wave, RATE, f0_floor=F0_FLOOR_HZ[voice], f0_ceil=400, frame_period=1000 * TICK_S)
+        f0, times = pyworld.dio(wave, RATE, f0_floor=F0_FLOOR_HZ[voice], f0_ceil=400,
+                                frame_period=1000 * TICK_S)
         f0 = pyworld.stonemask(wave, f0, times, RATE)
-        envelope = pyworld.cheaptrick(wave, f0, times, RATE)                # (ticks, bins), power
+        envelope = pyworld.cheaptrick(wave, f0, times, RATE)     # (ticks, bins), power
         self.aperiodicity = pyworld.d4c(wave, f0, times, RATE, threshold=0.0)
         self.voiced = np.flatnonzero(f0 > 0)
         self.f0 = f0
@@ -138,8 +141,9 @@ class Speech:
         return min(start + TICK_S * max(0, (heard[0] if len(heard) else 0) - 1), end - 0.02)
 
 
-def knots(chars: str, source: tuple[float, float], spans: list[tuple[str, float, float]]) -> list[tuple[float, float]]:
-    """(target, source) pairs of one phone's time map: transitions at spoken pace, the steady middle stretched."""
+def knots(chars: str, source: tuple[float, float],
+          spans: list[tuple[str, float, float]]) -> list[tuple[float, float]]:
+    """(target, source) pairs of one phone's time map: transitions at spoken pace, the middle stretched."""
     (s, e), start, end = source, spans[0][1], spans[-1][2]
     d, D = e - s, end - start
     if chars[0] not in VOWELS:
@@ -147,7 +151,8 @@ def knots(chars: str, source: tuple[float, float], spans: list[tuple[str, float,
     edge = min(0.35 * d, 0.35 * D)
     if len(chars) == 2:                                     # a diphthong: hold the nucleus, then glide
         turn = spans[1][1]
-        return [(start, s), (start + min(0.2 * d, 0.3 * (turn - start)), s + 0.2 * d), (turn, s + 0.45 * d), (end, e)]
+        return [(start, s), (start + min(0.2 * d, 0.3 * (turn - start)), s + 0.2 * d), (turn, s + 0.45 * d),
+                (end, e)]
     return [(start, s), (start + edge, s + 0.35 * d), (end - edge, e - 0.35 * d), (end, e)]
 
 
@@ -252,13 +257,13 @@ def song(number: int) -> tuple[dict, np.ndarray]:
         return song(number + 1_000_000)                     # one endless phrase: draw again
     seconds = plan[-1][-1].end + float(rng.uniform(0.1, 1.0))
     wave = synthesize(plan, voice, seconds)
-    words = [{"word": w.word, "start": round(w.start, 4), "end": round(w.end, 4), "phoneme": cmu_to_ipa(w.phones)}
-             for phrase in plan for w in phrase]
+    words = [{"word": w.word, "start": round(w.start, 4), "end": round(w.end, 4),
+              "phoneme": cmu_to_ipa(w.phones)} for phrase in plan for w in phrase]
     return {"word": words, "voice": voice, "seconds": seconds}, wave
 
 
 def write_shard(job: tuple[int, Path]) -> str:
-    """Write shard `index` (KEY.latent.pt, KEY.style.pt, KEY.json for each song) under its name once it is whole."""
+    """Write shard `index` (KEY.latent.pt, KEY.style.pt, KEY.json per song) under its name once whole."""
     index, path = job
     torch.set_num_threads(1)
     codec = MelCodec(PRESET.codec)
@@ -266,7 +271,8 @@ def write_shard(job: tuple[int, Path]) -> str:
         for number in range(index * SONGS_PER_SHARD, (index + 1) * SONGS_PER_SHARD):
             entry, wave = song(number)
             latents = codec.encode(torch.from_numpy(wave).float()[None])[0].T.half()    # (C, T)
-            add(tar, f"{number:06d}.latent.pt", torch.cat([latents, torch.zeros_like(latents)]))   # means, deviations
+            posterior = torch.cat([latents, torch.zeros_like(latents)])                 # means, deviations
+            add(tar, f"{number:06d}.latent.pt", posterior)
             add(tar, f"{number:06d}.style.pt", STYLES[entry["voice"]])
             add(tar, f"{number:06d}.json", entry)
     path.with_suffix(".tmp").rename(path)
@@ -276,7 +282,10 @@ def write_shard(job: tuple[int, Path]) -> str:
 def add(tar: tarfile.TarFile, name: str, value: torch.Tensor | dict) -> None:
     """Append one member: a tensor by torch.save, a dict as JSON."""
     data = io.BytesIO()
-    torch.save(value.contiguous(), data) if isinstance(value, torch.Tensor) else data.write(json.dumps(value).encode())
+    if isinstance(value, torch.Tensor):
+        torch.save(value.contiguous(), data)
+    else:
+        data.write(json.dumps(value).encode())
     info = tarfile.TarInfo(name)
     info.size = data.tell()
     data.seek(0)
@@ -284,7 +293,7 @@ def add(tar: tarfile.TarFile, name: str, value: torch.Tensor | dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("baby/data"), help="folder for the shards")
     parser.add_argument("--shards", type=int, default=60, help=f"shards of {SONGS_PER_SHARD} songs")
     parser.add_argument("--first", type=int, default=0, help="number of the first shard")

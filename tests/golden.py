@@ -1,7 +1,7 @@
 """The one place that maps the golden names of the original to this project's names.
 
-Golden values: numbers computed with the published inference code of JAM-0.5 on a CPU in float32; tests/golden/ holds
-them. Weights are made by a rule (`rule_weights`) or stored (compact).
+Golden values: numbers computed with the published inference code of JAM-0.5 on a CPU in float32;
+tests/golden/ holds them. Weights are made by a rule (`rule_weights`) or stored (compact).
 """
 
 import dataclasses
@@ -21,7 +21,11 @@ SIZES = [field.name for field in dataclasses.fields(ModelConfig)]
 
 
 def make_model(config: dict, weights: dict[str, Tensor]) -> nn.Module:
-    """Network of the golden configuration with weights under their published names, loaded strictly."""
+    """Network of the golden configuration with weights under their published names, loaded strictly.
+
+    The published code always has 32 heads and a conditioning width of 512, and not every golden file says so.
+    """
+    config = {"heads": 32, "cond_dim": 512} | config
     model = DiT(ModelConfig(**{name: config[name] for name in SIZES}))
     load_weights(model, weights)
     return model.eval()
@@ -60,7 +64,8 @@ def sample(model: nn.Module, inputs: dict, steps: int, mode: str, weights: tuple
     """Latents after `steps` grid points; cfg_range None: guided at every flow time."""
     batch = {"phonemes": inputs["text"], "style": inputs["style_prompt"], **{k: inputs[k] for k in SCALARS}}
     guidance = Guidance(mode, tuple(weights), tuple(cfg_range or (0.0, 1.0)))
-    return sample_latents(model, batch, inputs["y0"], time_grid(steps, sway), guidance, inputs["negative_style"])
+    return sample_latents(model, batch, inputs["y0"], time_grid(steps, sway), guidance,
+                          inputs["negative_style"])
 
 
 def train_loss(model: nn.Module, inputs: dict, drop_text: bool, drop_style: bool) -> Tensor:
@@ -77,7 +82,9 @@ def jam_preset(max_frames: int, filler: str) -> Preset:
 
 def grid(words: list[dict], symbols: list[str], max_frames: int, latent_frames: int, start_frame: int,
          filler: str) -> dict:
-    """One song's phoneme ids and scalars. Raises: KeyError for a word without phonemes."""
+    """One song's phoneme ids and scalars. Raises: ValueError for a word without phonemes."""
+    if any(w.get("phoneme") is None for w in words):
+        raise ValueError("a word has no phonemes")
     spoken = [(w["start"], w["end"], w["phoneme"]) for w in words]
     found, placed = conditions(spoken, latent_frames, start_frame, jam_preset(max_frames, filler),
                                SymbolTable(symbols))

@@ -14,14 +14,16 @@ from sample import main
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [shlex.split(line) for kind, block in BLOCKS for line in block.splitlines() if line.startswith(".venv/bin/")]
+COMMANDS = [shlex.split(line) for kind, block in BLOCKS for line in block.splitlines()
+            if line.startswith(".venv/bin/")]
 
 
 def flags_of(script):
     """The flags that a script knows."""
     configs = {"sample.py": SampleConfig, "train.py": TrainConfig}
     if script in configs:
-        return {"--" + f.name.replace("_", "-") for f in dataclasses.fields(configs[script])} | {"--config", "--help"}
+        settings = dataclasses.fields(configs[script])
+        return {"--" + f.name.replace("_", "-") for f in settings} | {"--config", "--help"}
     return set(re.findall(r'add_argument\("(--[\w-]+)"', (ROOT / script).read_text()))
 
 

@@ -1,4 +1,4 @@
-"""sample.py as its users meet it: the command, its errors, the sound's loudness, and the embedded model's timing."""
+"""sample.py as its users meet it: the command, its errors, its loudness, and the embedded model's timing."""
 
 import json
 import os
@@ -22,8 +22,8 @@ RATE = 24000
 
 
 def command(*args, **kwargs):
-    return subprocess.run([sys.executable, "sample.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
+    return subprocess.run([sys.executable, "sample.py", *map(str, args)], cwd=ROOT, capture_output=True,
+                          text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
 
 
 @pytest.fixture
@@ -126,7 +126,8 @@ def test_formats(sing, ending):
 
 def test_same_seed_same_song(sing):
     """jamify never reads its seed. Another seed is another song."""
-    one, two, other = (sing("--seed", seed, out=out).read_bytes() for seed, out in [("1", "a.wav"), ("1", "b.wav"), ("2", "c.wav")])
+    one, two, other = (sing("--seed", seed, out=out).read_bytes()
+                       for seed, out in [("1", "a.wav"), ("1", "b.wav"), ("2", "c.wav")])
     assert one == two != other
 
 
@@ -143,7 +144,8 @@ def test_sidecar_remakes_the_song(sing, tmp_path):
     """The settings in the sidecar, given as --config, are the song."""
     first = sing("--seed", "3", "--style", "male", "--guidance", "single", "--guidance-weights", "0.5")
     about = json.loads((tmp_path / "song.wav.json").read_text())
-    assert [w["word"] for w in about["words"]][:2] == ["hello", "world"] and about["words"][0]["phoneme"] == "həloʊ"
+    assert [w["word"] for w in about["words"]][:2] == ["hello", "world"]
+    assert about["words"][0]["phoneme"] == "həloʊ"
     assert len(about["weights_sha256"]) == 64 and about["versions"]["torch"] == torch.__version__
     settings = write(tmp_path / "settings.json", about["settings"])
     main(["--config", str(settings), "--out", str(tmp_path / "again.wav")])
@@ -172,7 +174,10 @@ def true_peak_db(wave):
 
 @pytest.mark.parametrize("name", ["noise", "quiet", "loud", "bursts", "tone"])
 def test_loudness_and_peaks(name):
-    """-14 LUFS, true peaks held down: a plain gain would clip bursts. (Their worst, noise up to Nyquist: -0.7 dB.)"""
+    """-14 LUFS, true peaks held down: a plain gain would clip bursts.
+
+    (Their worst, noise up to Nyquist: -0.7 dB.)
+    """
     rng = torch.Generator().manual_seed(0)
     wave = 0.1 * torch.randn(3 * RATE, generator=rng)
     wave = {"noise": wave, "quiet": wave * 0.1, "loud": wave * 30,
@@ -187,7 +192,8 @@ def test_loudness_and_peaks(name):
 def test_short_clips_and_silence_are_finite(samples):
     """Loudness is undefined under 0.4 s and for silence; the original divides by it."""
     assert not master(torch.zeros(samples), RATE).any()
-    out = master(torch.full((samples,), 0.01) * torch.randn(samples, generator=torch.Generator().manual_seed(0)), RATE)
+    noise = torch.randn(samples, generator=torch.Generator().manual_seed(0))
+    out = master(torch.full((samples,), 0.01) * noise, RATE)
     assert out.isfinite().all() and out.shape == (samples,) and out.abs().max() <= 0.9
     assert loudness_lufs(torch.zeros(0), RATE) is None
 
@@ -213,7 +219,7 @@ def baby():
 
 @pytest.mark.parametrize("voice", ["female", "male"])
 def test_the_embedded_model_sings_in_time(baby, voice):
-    """Each phrase of hello.json is heard within 60 ms of its first word's start; between phrases there is silence."""
+    """Each phrase of hello.json is heard within 60 ms of its first word's start; between them is silence."""
     words = pronounce(read(HELLO), baby.phonemizer, baby.table, HELLO)
     batch, placed = baby.batch(words, load_style(voice, BABY, baby.preset.model.cond_dim), 10.0)
     assert len(placed) == len(words)
@@ -236,5 +242,6 @@ def test_different_guidance_is_another_song(baby):
     """A guidance setting that is not handed on would change nothing."""
     words = pronounce(read(HELLO)[:2], baby.phonemizer, baby.table, HELLO)
     batch, _ = baby.batch(words, load_style("male", BABY, baby.preset.model.cond_dim), 2.2)
-    plain, guided = (baby.latents(batch, 0, 4, g) for g in (Guidance("none", ()), Guidance("dual", (1.0, 3.0), (0.0, 1.0))))
+    plain, guided = (baby.latents(batch, 0, 4, g)
+                     for g in (Guidance("none", ()), Guidance("dual", (1.0, 3.0), (0.0, 1.0))))
     assert (plain - guided).abs().max() > 0.05

@@ -32,8 +32,8 @@ def shard(tmp_path_factory, tiny_preset):
             latents = (1, -1)[i % 2] * voice + 0.1 * torch.randn(16, frames, generator=rng)
             style = torch.eye(2, 16)[i % 2].clone()
             words = {"word": [{"start": 0.1, "end": 0.5, "phoneme": "həloʊ"}]}
-            for ending, value in [("latent.pt", torch.cat([latents, torch.zeros_like(latents)])), ("style.pt", style),
-                                  ("json", words)]:
+            for ending, value in [("latent.pt", torch.cat([latents, torch.zeros_like(latents)])),
+                                  ("style.pt", style), ("json", words)]:
                 data = io.BytesIO()
                 torch.save(value, data) if ending != "json" else data.write(json.dumps(value).encode())
                 info = tarfile.TarInfo(f"{i:03d}.{ending}")
@@ -46,8 +46,8 @@ def shard(tmp_path_factory, tiny_preset):
 @pytest.fixture
 def cfg(shard, tmp_path, tiny_preset, monkeypatch):
     monkeypatch.setitem(config.PRESETS, "tiny", tiny_preset)
-    return TrainConfig(preset="tiny", data=str(shard), assets=BABY, out=tmp_path / "run", steps=4, batch=3, lr=1e-3,
-                       warmup=1, bf16=False, workers=0, save_every=2, log_every=1, device="cpu")
+    return TrainConfig(preset="tiny", data=str(shard), assets=BABY, out=tmp_path / "run", steps=4, batch=3,
+                       lr=1e-3, warmup=1, bf16=False, workers=0, save_every=2, log_every=1, device="cpu")
 
 
 def test_rate():
@@ -65,7 +65,8 @@ def test_two_and_two_steps_are_four(cfg, tmp_path):
     """A lost optimizer state, data position or noise seed changes the weights after a resume."""
     train(cfg)
     halves = dataclasses.replace(cfg, out=tmp_path / "halves")
-    train(dataclasses.replace(halves, steps=2, decay=0.0))   # constant rate, so that 2 of 4 steps have the same
+    # Constant rate, so that 2 of 4 steps have the same.
+    train(dataclasses.replace(halves, steps=2, decay=0.0))
     train(dataclasses.replace(halves, decay=0.0))
     whole = dataclasses.replace(cfg, out=tmp_path / "whole", decay=0.0)
     train(whole)
@@ -100,7 +101,8 @@ train.train(config.TrainConfig(**{dataclasses.asdict(cfg)!r}))
     process.wait()
     assert torch.load(cfg.out / "checkpoint.pt", weights_only=True)["step"] < steps
     train(cfg)
-    assert [json.loads(line)["step"] for line in (cfg.out / "log.jsonl").read_text().splitlines()] == [20, 40, 60]
+    lines = (cfg.out / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [20, 40, 60]
     calm, killed = (load_file(tmp_path / folder / WEIGHTS) for folder in ("calm", "run"))
     assert all(torch.equal(calm[k], killed[k]) for k in calm)
 
@@ -146,4 +148,5 @@ def test_a_broken_song_is_named(cfg, shard, tmp_path, workers):
     broken.write_bytes(shard.read_bytes().replace(b'"phoneme"', b'"phonem_"'))
     with pytest.raises(UserError) as caught:
         train(dataclasses.replace(cfg, data=str(broken), workers=workers))
-    assert re.fullmatch(r".*broken\.tar: song \d+: word 1: expected start, end and phoneme", str(caught.value))
+    assert re.fullmatch(r".*broken\.tar: song \d+: word 1: expected start, end and phoneme",
+                        str(caught.value))
