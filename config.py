@@ -23,6 +23,10 @@ from pathlib import Path
 import torch
 
 
+# Names that settings may have; phonemes.py and model.py say what they mean.
+FILLERS = ("average_sparse", "average_repeat", "pad_right", "sung")
+GUIDANCE_WEIGHTS = {"none": 0, "single": 1, "dual": 2, "dual_fix": 2}     # how many weights a mode takes
+
 # What a model's folder holds.
 WEIGHTS, CONFIG, STYLES, PHONEMIZER = (
     "model.safetensors", "config.json", "styles.safetensors", "phonemizer.pt")
@@ -89,7 +93,7 @@ class Preset:
     """A whole model as it is used: what its weights cannot tell by themselves."""
     model: ModelConfig
     codec: CodecConfig
-    filler: str               # how a word's phonemes fill its cells: a name in phonemes.FILLERS or "sung"
+    filler: str               # how a word's phonemes fill its cells: one of FILLERS
     trim: bool                # sample only as many frames as the song has; else always max_frames
     guidance: Guidance
     steps: int                # grid points of the sampler; one more than its Euler steps
@@ -165,11 +169,33 @@ def preset_from_json(path: Path) -> Preset:
     """
     values = read_json(path)
     try:
-        guidance = {k: tuple(v) if isinstance(v, list) else v for k, v in values["guidance"].items()}
-        return Preset(ModelConfig(**values["model"]), CodecConfig(**values["codec"]), values["filler"],
-                      values["trim"], Guidance(**guidance), values["steps"])
-    except (TypeError, KeyError, AttributeError) as e:
+        preset = build(Preset, {k: v for k, v in values.items() if k != "step"})
+        sizes, codec = preset.model, preset.codec
+        if min(dataclasses.astuple(sizes)) < 1 or sizes.dim % sizes.heads or sizes.dim % 16:
+            raise ValueError("model: sizes of 1 or more; dim a multiple of heads and of 16")
+        if min(codec.sample_rate_hz, codec.hop, codec.fold) < 1 or codec.hop % codec.fold:
+            raise ValueError("codec: rate, hop and fold of 1 or more; hop a multiple of fold")
+        if codec.kind == "mel" and codec.fold * codec.mels != sizes.mel_dim:
+            raise ValueError("codec: fold * mels is not the model's mel_dim")
+        if preset.filler not in FILLERS or preset.guidance.mode not in GUIDANCE_WEIGHTS or preset.steps < 2:
+            raise ValueError("filler, guidance or steps: unknown")
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise UserError(f"{path}: not a model's config: {e}") from None
+    return preset
+
+
+def build(cls: type, values: dict[str, object]) -> typing.Any:
+    """Build a dataclass, and those inside it, from JSON values. Raises: ValueError for another type."""
+    kinds, made = typing.get_type_hints(cls), dict(values)
+    for name, kind in kinds.items():
+        value = values.get(name)
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            made[name] = build(kind, value)
+        elif typing.get_origin(kind) is tuple and isinstance(value, list):
+            made[name] = tuple(float(x) for x in value)
+        elif name in values and type(value) is not kind and (type(value), kind) != (int, float):
+            raise ValueError(f"{name} is {value!r}; expected {describe(kind)}")
+    return cls(**made)
 
 
 def convert(value: object, kind: object) -> object:
@@ -278,26 +304,31 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        temporary.chmod(0o644)                               # safetensors writes for its owner alone
         temporary.replace(path)
     except OSError as e:
-        raise UserError(f"{path}: {e.strerror}") from None
+        raise UserError(f"{path}: {e.strerror or e}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that --device asks for."""
+    """The device that --device asks for. Raises: UserError if it is none, or is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        if torch.device(name).type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("expected auto, cpu, cuda or mps")
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as e:
-        raise UserError(f"--device {name}: {str(e).splitlines()[0]}") from None
+        raise UserError(f"--device {name}: {str(e).splitlines()[0][:120]}") from None
 
 
 def run(main: Callable[[], None]) -> None:
     """Call main; a user's mistake ends as one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):                  # a terminal may not know the letters of a path
+        stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as e:

@@ -29,16 +29,16 @@ TAIL_FRAMES = 8                # padding behind the longest song of a trimmed ba
 MULTIPLE = 16                  # a trimmed batch's length is one of these
 
 
-def window(frames: int, start: int, max_frames: int,
-           frame_s: float) -> tuple[tuple[float, float], dict[str, float]]:
+def window(frames: int, start: int, max_frames: int, hop: int,
+           rate_hz: int) -> tuple[tuple[float, float], dict[str, float]]:
     """The part of a song that a crop of max_frames from `start` shows.
 
     Returns: its (start, end) in seconds; the scalars start_time (a fraction of the song), duration_abs (log
         scale, 1 at 500 s) and duration_rel (a fraction of max_frames).
     """
-    a, b = start * frame_s, min(start + max_frames, frames) * frame_s
+    a, b = start * hop / rate_hz, min(start + max_frames, frames) * hop / rate_hz
     scalars = {"start_time": start / frames, "duration_abs": math.log1p(b - a) / math.log1p(LONGEST_S),
-               "duration_rel": (b - a) / (max_frames * frame_s)}
+               "duration_rel": (b - a) / (max_frames / (rate_hz / hop))}
     return (a, b), scalars
 
 
@@ -46,8 +46,8 @@ def conditions(words: list[tuple[float, float, str]], frames: int, start: int, p
                table: SymbolTable) -> tuple[dict, list]:
     """A song's phonemes (4 max_frames,) and scalars, and where phonemes.phoneme_grid placed its words."""
     codec, max_frames = preset.codec, preset.model.max_frames
-    frame_s, cell_hz = codec.hop / codec.sample_rate_hz, CELLS_PER_FRAME * codec.sample_rate_hz / codec.hop
-    seen, scalars = window(frames, start, max_frames, frame_s)
+    seen, scalars = window(frames, start, max_frames, codec.hop, codec.sample_rate_hz)
+    cell_hz = CELLS_PER_FRAME * codec.sample_rate_hz / codec.hop
     row, placed = phoneme_grid(words, table, preset.filler, CELLS_PER_FRAME * max_frames, seen, cell_hz)
     return {"phonemes": torch.tensor(row), **scalars}, placed
 

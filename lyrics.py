@@ -13,6 +13,7 @@ from pathlib import Path
 from config import UserError, read_json
 from phonemes import PUNCTUATION, Phonemizer, SymbolTable
 
+SHORTEST_S = 0.01              # song
 OVERLAP_S = 0.001              # what rounding in other people's files may overlap
 SOUNDLESS = frozenset("ˈˌːˑ.‿ _")    # marks in IPA that may be absent from the model's symbols
 
@@ -77,9 +78,9 @@ def read(path: Path) -> list[Word]:
 
 def check_duration(words: list[Word], duration_s: float, longest_s: float, path: Path) -> None:
     """Raise UserError if the song is too long for the model or a word lies past its end."""
-    if not 0 < duration_s <= longest_s:
+    if not SHORTEST_S <= duration_s <= longest_s:
         raise UserError(f"{path}: a song of {duration_s:.2f} s; "
-                        f"this model sings more than 0 and up to {longest_s:.2f} s")
+                        f"this model sings {SHORTEST_S} to {longest_s:.2f} s")
     for i, word in enumerate(words, 1):
         if word.end > duration_s + OVERLAP_S:
             raise UserError(f"{place(path, i, word.word)}: end {word.end:.2f} s is past the duration "

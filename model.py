@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import Guidance, ModelConfig
+from config import Guidance, ModelConfig, UserError
 
 NORM_EPS = 1e-6
 FREQUENCIES = 128            # sines and cosines in a scalar's features
@@ -214,10 +214,12 @@ class Condition:
     scalars: Tensor         # (P, E) embedded start and durations, summed
     fusion: list[Tensor]    # per early block (U, T, D)
     row: Tensor             # (P,) which of the U texts a row uses
+    rotary: tuple[Tensor, Tensor]    # cosines and sines (T, K)
 
     def first(self, rows: int) -> "Condition":
         """The condition of the first rows alone."""
-        return Condition(self.static[:rows], self.scalars[:rows], self.fusion, self.row[:rows])
+        return Condition(self.static[:rows], self.scalars[:rows], self.fusion, self.row[:rows],
+                         self.rotary)
 
 
 class DiT(nn.Module):
@@ -275,7 +277,8 @@ class DiT(nn.Module):
                                                    + self.input_embed.proj.bias)[:, None]
         if audio is not None:
             static = static + F.linear(audio, weight[1])
-        return Condition(static, scalars, [fusion(text) for fusion in self.text_fusion_linears], row)
+        return Condition(static, scalars, [fusion(text) for fusion in self.text_fusion_linears], row,
+                         rotary_tables(text.shape[1], c.dim // c.heads, text.device))
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Velocity (P, T, C) of latents x (P, T, C) at flow time (P,) or () in 0 (noise) .. 1 (data)."""
@@ -284,9 +287,8 @@ class DiT(nn.Module):
                              f"{tuple(condition.static.shape[:2])} and {self.config.mel_dim} channels")
         time = self.time_embed(time.reshape(-1)).expand(len(x), -1)                        # (P, E)
         h = self.embed_input(x, time, condition)
-        cos, sin = rotary_tables(x.shape[1], self.config.dim // self.config.heads, x.device)
         for i, block in enumerate(self.transformer_blocks):
-            h = block(h, cos, sin)
+            h = block(h, *condition.rotary)
             if i < len(condition.fusion):
                 h = h + condition.fusion[i][condition.row]
         return self.proj_out(self.norm_out(h, time + condition.scalars))
@@ -302,7 +304,7 @@ class DiT(nn.Module):
 def load_weights(model: DiT, weights: dict[str, Tensor], source: str = "weights") -> None:
     """Load tensors under their published names (`transformer.` first), strictly.
 
-    Raises: ValueError, naming `source` and each tensor that is missing, unknown or of another shape.
+    Raises: UserError, naming `source` and each tensor that is missing, unknown or of another shape.
     """
     prefix, own = "transformer.", model.state_dict()
     wrong = [f"missing {prefix}{k}" for k in own if prefix + k not in weights]
@@ -311,7 +313,7 @@ def load_weights(model: DiT, weights: dict[str, Tensor], source: str = "weights"
     wrong += [f"{prefix}{k} is {tuple(weights[prefix + k].shape)}, not {tuple(v.shape)}"
               for k, v in own.items() if prefix + k in weights and weights[prefix + k].shape != v.shape]
     if wrong:
-        raise ValueError(f"{source}: {len(wrong)} tensors do not fit the model: {'; '.join(wrong[:5])}")
+        raise UserError(f"{source}: {len(wrong)} tensors do not fit the model: {'; '.join(wrong[:5])}")
     model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()})
 
 

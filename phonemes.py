@@ -109,14 +109,14 @@ def pad_right(ids: list[int], cells: int) -> list[int]:
     return ids + [FILLER] * (cells - len(ids))
 
 
-FILLERS = {"average_sparse": average_sparse, "average_repeat": average_repeat, "pad_right": pad_right}
+FILL_RULES = {"average_sparse": average_sparse, "average_repeat": average_repeat, "pad_right": pad_right}
 
 
 def fill(filler: str, ids: list[int], cells: int) -> list[int]:
-    """A word's ids in `cells` cells by one of FILLERS; of too many ids the first ones."""
+    """A word's ids in `cells` cells by one of FILL_RULES; of too many ids the first ones."""
     if not ids:
         return [FILLER] * max(cells, 0)
-    return ids[:max(cells, 0)] if len(ids) >= cells else FILLERS[filler](ids, cells)
+    return ids[:max(cells, 0)] if len(ids) >= cells else FILL_RULES[filler](ids, cells)
 
 
 def fill_sung(phoneme: str, table: SymbolTable, cells: int, cell_s: float) -> list[int]:
@@ -146,18 +146,15 @@ def phoneme_grid(words: Iterable[tuple[float, float, str]], table: SymbolTable, 
     """
     row, placed = [NO_WORD] * cells, []
     for start, end, phoneme in words:
-        if not (end > window_s[0] and start < window_s[1]):
-            continue
         first, last = (math.floor((t - window_s[0]) * cell_hz) for t in (start, end))
-        a, b = min(max(first, 0), cells), min(max(last, 0), cells)
-        if a >= b:
-            continue
+        seen = end > window_s[0] and start < window_s[1]
+        a, b = (min(max(cell, 0), cells) if seen else 0 for cell in (first, last))
         ids = table.encode(phoneme) if phoneme else []
-        if phoneme and filler == "sung":
+        if a < b and phoneme and filler == "sung":
             row[a:b] = fill_sung(phoneme, table, last - first, 1 / cell_hz)[a - first:b - first]
-        elif phoneme:
+        elif a < b and phoneme:
             row[a:b] = fill(filler, ids, b - a)
-        placed.append((a, b, ids))
+        placed.append((a, max(a, b), ids))
     return row, placed
 
 

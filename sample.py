@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from config import CONFIG, PHONEMIZER, WEIGHTS, Guidance, SampleConfig, UserError, parse, pick_device
-from config import preset_from_json, replacing, run
+from config import CONFIG, GUIDANCE_WEIGHTS, PHONEMIZER, WEIGHTS, Guidance, SampleConfig, UserError
+from config import parse, pick_device, preset_from_json, replacing, run
 from data import collate, conditions
 from lyrics import Word, check_duration, place, pronounce, read
-from model import PASSES, DiT, load_weights, sample, time_grid
-from phonemes import SymbolTable, load_phonemizer
+from model import DiT, load_weights, sample, time_grid
+from phonemes import CELLS_PER_FRAME, SymbolTable, load_phonemizer
 from style import load_style
 from vae import make_codec
 
@@ -36,6 +36,7 @@ LOUDNESS_LUFS = -14.0
 TAIL_S = 0.5                   # silence after the last word where no duration is given
 PEAK_DB = -1.0                 # true peak: of the wave between its samples, too
 MOST_GAIN_DB = 30.0            # so that what is nearly silent stays so
+LONGEST_NAME = 240             # bytes; file systems allow 255, temporary names take some
 SHORTEST_S = 0.4               # loudness is defined from here on
 FORMATS = {".wav": {"format": "WAV", "subtype": "PCM_16"}, ".flac": {"format": "FLAC", "subtype": "PCM_16"},
            ".ogg": {"format": "OGG", "subtype": "VORBIS"},
@@ -83,7 +84,7 @@ class Singer:
         """Sing one song's latents (1, T, C). Its noise comes from the CPU and its own seed, on any device."""
         rng = torch.Generator().manual_seed(seed)
         noise = torch.randn(1, self.preset.model.max_frames, self.preset.model.mel_dim, generator=rng)
-        noise = noise[:, :batch["phonemes"].shape[1] // 4].to(self.device)
+        noise = noise[:, :batch["phonemes"].shape[1] // CELLS_PER_FRAME].to(self.device)
         batch = {k: v.to(self.device) for k, v in batch.items()}
         return sample(self.model, batch, noise, time_grid(steps, sway), guidance,
                       torch.zeros_like(batch["style"]), progress).cpu()
@@ -138,24 +139,35 @@ def write_wave(path: Path, wave: Tensor, rate_hz: int) -> None:
     """Write wave (N,) in the format of the path's ending (see FORMATS)."""
     # One NaN would abort the MP3 encoder's whole process.
     if not wave.isfinite().all():
-        raise FloatingPointError(f"{path}: the song has samples that are not finite")
-    with replacing(path) as temporary:
+        raise UserError(f"{path}: the song has samples that are not finite; lower --guidance-weights")
+    with replacing(path) as temporary, temporary.open("wb") as file:
         try:
-            soundfile.write(temporary, wave.numpy(), rate_hz, **FORMATS[path.suffix.lower()])
+            soundfile.write(file, wave.numpy(), rate_hz, **FORMATS[path.suffix.lower()])
         except soundfile.SoundFileError as e:
             raise UserError(f"{path}: cannot be written: {e}") from None
 
 
-def check_output(path: Path) -> None:
+def sidecar_path(path: Path) -> Path:
+    """Where the account of a song lies."""
+    return path.with_name(path.name + ".json")
+
+
+def check_output(path: Path, lyrics: Path) -> None:
     """Raise UserError, before any work is done, if the song could not be written to path."""
+    about = sidecar_path(path)
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--out {path}: unknown ending; expected {', '.join(FORMATS)}")
-    if path.is_dir():
-        raise UserError(f"--out {path}: is a folder")
+    if len(os.fsencode(about.name)) > LONGEST_NAME:
+        raise UserError(f"--out {path}: a name of more than {LONGEST_NAME - len('.json')} bytes")
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK) or path.exists() and not os.access(path, os.W_OK):
-        raise UserError(f"--out {path}: no permission to write")
+    for file in (path, about):
+        if file.is_dir():
+            raise UserError(f"--out {path}: {file} is a folder")
+        if file.exists() and file.samefile(lyrics):
+            raise UserError(f"--out {path}: would overwrite the lyrics {lyrics}")
+        if not os.access(path.parent, os.W_OK) or file.exists() and not os.access(file, os.W_OK):
+            raise UserError(f"--out {path}: no permission to write")
 
 
 def choose_guidance(cfg: SampleConfig, default: Guidance) -> Guidance:
@@ -164,9 +176,9 @@ def choose_guidance(cfg: SampleConfig, default: Guidance) -> Guidance:
     Raises: UserError for a mode, number or range that is none.
     """
     mode = default.mode if cfg.guidance is None else cfg.guidance
-    if mode not in PASSES:
-        raise UserError(f"--guidance {mode}: expected one of {', '.join(PASSES)}")
-    needed = {"none": 0, "single": 1}.get(mode, 2)
+    if mode not in GUIDANCE_WEIGHTS:
+        raise UserError(f"--guidance {mode}: expected one of {', '.join(GUIDANCE_WEIGHTS)}")
+    needed = GUIDANCE_WEIGHTS[mode]
     weights = cfg.guidance_weights if cfg.guidance_weights is not None else default.weights if needed else ()
     bounds = default.range if cfg.guidance_range is None else cfg.guidance_range
     if len(weights) != needed or not all(map(math.isfinite, weights)):
@@ -174,6 +186,16 @@ def choose_guidance(cfg: SampleConfig, default: Guidance) -> Guidance:
     if len(bounds) != 2 or not bounds[0] <= bounds[1]:
         raise UserError(f"--guidance-range {bounds}: expected two flow times, the lower one first")
     return Guidance(mode, weights, bounds)
+
+
+def check_numbers(cfg: SampleConfig, steps: int) -> None:
+    """Raise UserError for a seed, number of steps or sway that is none."""
+    if not 0 <= cfg.seed < 2 ** 63:
+        raise UserError(f"--seed {cfg.seed}: expected 0 to {2 ** 63 - 1}")
+    if steps < 2:
+        raise UserError(f"--steps {steps}: expected 2 or more grid points")
+    if cfg.sway is not None and not -1 <= cfg.sway <= 0:
+        raise UserError(f"--sway {cfg.sway}: expected -1 to 0")
 
 
 def warn_of_cuts(words: list[Word], placed: list[tuple[int, int, list[int]]], path: Path) -> None:
@@ -186,9 +208,9 @@ def warn_of_cuts(words: list[Word], placed: list[tuple[int, int, list[int]]], pa
 
 def sidecar(cfg: SampleConfig, singer: Singer, words: list[Word], style: Tensor,
             seconds: dict[str, float]) -> dict:
-    """Everything needed to remake a song."""
+    """Everything needed to remake a song; `--lyrics` takes it, too."""
     return {"settings": json.loads(json.dumps(dataclasses.asdict(cfg), default=str)),
-            "words": [dataclasses.asdict(word) for word in words],
+            "word": [dataclasses.asdict(word) for word in words],
             "style": [round(x, 7) for x in style.tolist()],
             "weights_sha256": hashlib.sha256((singer.folder / WEIGHTS).read_bytes()).hexdigest(),
             "preset": dataclasses.asdict(singer.preset), "versions": {"python": sys.version.split()[0],
@@ -200,25 +222,24 @@ def main(argv: list[str] | None = None) -> None:
     """Make one song."""
     began = time.perf_counter()
     cfg = parse(SampleConfig, __doc__.splitlines()[0], argv)
-    check_output(cfg.out)
     words = read(cfg.lyrics)
+    check_output(cfg.out, cfg.lyrics)
     if not words and cfg.duration is None:
         raise UserError(f"{cfg.lyrics}: has no words; say how long the song is with --duration")
-    duration_s = words[-1].end + TAIL_S if cfg.duration is None else cfg.duration
     singer = Singer(cfg.model, pick_device(cfg.device))
+    duration_s = cfg.duration
+    if duration_s is None:
+        duration_s = max(words[-1].end, min(words[-1].end + TAIL_S, singer.longest_s))
     check_duration(words, duration_s, singer.longest_s, cfg.lyrics)
-    if not 0 <= cfg.seed < 2 ** 63:
-        raise UserError(f"--seed {cfg.seed}: expected 0 to {2 ** 63 - 1}")
     steps = singer.preset.steps if cfg.steps is None else cfg.steps
-    if steps < 2:
-        raise UserError(f"--steps {steps}: expected 2 or more grid points")
+    check_numbers(cfg, steps)
     guidance = choose_guidance(cfg, singer.preset.guidance)
     style = load_style(cfg.style, cfg.model, singer.preset.model.cond_dim)
     words = pronounce(words, singer.phonemizer, singer.table, cfg.lyrics)
     batch, placed = singer.batch(words, style, duration_s)
     warn_of_cuts(words, placed, cfg.lyrics)
     cfg = dataclasses.replace(cfg, duration=duration_s, steps=steps, guidance=guidance.mode,
-                              guidance_weights=guidance.weights, guidance_range=guidance.range)
+                              guidance_weights=guidance.weights or None, guidance_range=guidance.range)
     print(f"seed {cfg.seed}, style {cfg.style}, {len(words)} words in {duration_s:.2f} s, on {singer.device}")
     marks = {"load": time.perf_counter()}
     latents = singer.latents(batch, cfg.seed, steps, guidance, cfg.sway,
@@ -229,10 +250,10 @@ def main(argv: list[str] | None = None) -> None:
         bar.update(bar.total)
     marks["decode"] = time.perf_counter()
     seconds = {k: t - s for (k, t), s in zip(marks.items(), [began, *marks.values()])}
-    write_wave(cfg.out, wave, singer.preset.codec.sample_rate_hz)
-    with replacing(cfg.out.with_name(cfg.out.name + ".json")) as path:
+    with replacing(sidecar_path(cfg.out)) as path:           # both or neither
         path.write_text(json.dumps(sidecar(cfg, singer, words, style, seconds), ensure_ascii=False, indent=1),
                         encoding="utf-8", errors="backslashreplace")
+        write_wave(cfg.out, wave, singer.preset.codec.sample_rate_hz)
     total = time.perf_counter() - began
     units_per_gib = 1024 ** 2 if sys.platform != "darwin" else 1024 ** 3
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_per_gib

@@ -14,9 +14,17 @@ from torch import Tensor
 
 from config import READ_ERRORS, STYLES, UserError
 
+
+def only(tensors: dict[str, Tensor]) -> Tensor:
+    """The one tensor of a file. Raises: ValueError if it holds several."""
+    if len(tensors) != 1:
+        raise ValueError(f"{len(tensors)} tensors ({', '.join(sorted(tensors))[:60]}); expected one")
+    return next(iter(tensors.values()))
+
+
 READERS = {".npy": lambda path: torch.from_numpy(np.load(path, allow_pickle=False)),
            ".pt": lambda path: torch.load(path, map_location="cpu", weights_only=True),
-           ".safetensors": lambda path: next(iter(load_file(path).values()))}
+           ".safetensors": lambda path: only(load_file(path))}
 
 
 def load_style(name: str, folder: Path, width: int) -> Tensor:
@@ -36,7 +44,7 @@ def load_style(name: str, folder: Path, width: int) -> Tensor:
     elif path.suffix in READERS and os.path.isfile(path):
         try:
             style = READERS[path.suffix](path)
-        except (*READ_ERRORS, StopIteration, SafetensorError) as e:
+        except (*READ_ERRORS, SafetensorError) as e:
             raise UserError(f"{path}: not a style vector: {' '.join(str(e).split())[:120]}") from None
     else:
         raise UserError(f"--style {name}: unknown; expected {', '.join(sorted(named)) or 'a file'}"

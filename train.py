@@ -70,7 +70,7 @@ class Log:
         self.norms: list[Tensor] = []
 
     def step(self, step: int, losses: Tensor, flow_time: Tensor, norm: Tensor) -> None:
-        """Note step `step`; raise FloatingPointError, before anything is saved, if the loss is not finite."""
+        """Note step `step`; raise FloatingPointError if the loss is not finite."""
         self.losses.append((losses, flow_time))
         self.norms.append(norm)
         if step % self.cfg.log_every and step != self.cfg.steps:
@@ -146,6 +146,11 @@ def guarded(stream: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
             raise UserError(str(e).split("UserError: ")[-1].removesuffix("\\n")) from None
 
 
+def one_thread(worker: int) -> None:
+    """What a reading process does first: it must not take the network's cores."""
+    torch.set_num_threads(1)
+
+
 def loader(cfg: TrainConfig, preset: Preset, step: int, rank: int, world: int) -> Iterator[dict[str, Tensor]]:
     """Endless batches on the CPU, from step `step` on."""
     shards = Shards(cfg.data, preset, SymbolTable(load_phonemizer(cfg.assets / PHONEMIZER).symbols))
@@ -153,19 +158,39 @@ def loader(cfg: TrainConfig, preset: Preset, step: int, rank: int, world: int) -
     return guarded(iter(torch.utils.data.DataLoader(
         shards, batch_sampler=batches(shards, cfg.batch, cfg.seed, step, rank, world),
         collate_fn=put_together, num_workers=cfg.workers,
-        worker_init_fn=lambda _: torch.set_num_threads(1))))
+        worker_init_fn=one_thread)))
 
 
-def train(cfg: TrainConfig, rank: int = 0, world: int = 1) -> None:
-    """Train until cfg.steps. rank and world say which part of every batch is this process's."""
+def check(cfg: TrainConfig) -> None:
+    """Raise UserError for a setting out of its range."""
     if cfg.preset not in PRESETS:
         raise UserError(f"--preset {cfg.preset}: expected one of {', '.join(PRESETS)}")
-    preset, device = PRESETS[cfg.preset], pick_device(cfg.device)
+    least_of = {"batch": 1, "steps": 1, "save_every": 1, "log_every": 1, "workers": 0, "seed": 0}
+    for name, least in least_of.items():
+        if getattr(cfg, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected {least} or more")
+    for name in ("ema", "decay", "drop_style", "drop_text"):
+        if not 0 <= getattr(cfg, name) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected 0 to 1")
+
+
+def copy_assets(cfg: TrainConfig) -> None:
+    """Make --out a whole model's folder. Raises: UserError if an asset is missing."""
     cfg.out.mkdir(parents=True, exist_ok=True)
     for name in (PHONEMIZER, STYLES):
-        if (cfg.assets / name).exists() and cfg.assets.resolve() != cfg.out.resolve():
+        if not (cfg.assets / name).is_file():
+            raise UserError(f"{cfg.assets / name}: no such file; --assets names its folder")
+        if cfg.assets.resolve() != cfg.out.resolve():
             with replacing(cfg.out / name) as path:
                 shutil.copyfile(cfg.assets / name, path)
+
+
+def train(cfg: TrainConfig) -> None:
+    """Train until cfg.steps."""
+    rank, world = 0, 1                       # this process's part of every batch
+    check(cfg)
+    preset, device = PRESETS[cfg.preset], pick_device(cfg.device)
+    copy_assets(cfg)
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         model = DiT(preset.model)
@@ -194,6 +219,8 @@ def train(cfg: TrainConfig, rank: int = 0, world: int = 1) -> None:
             torch._foreach_lerp_(ema, [p.detach() for p in parameters], share)
         log.step(step, losses.detach(), flow_time, norm)
         if step % cfg.save_every == 0 or step == cfg.steps:
+            if not losses.isfinite().all():
+                raise FloatingPointError(f"step {step}: the loss is {losses.mean().item()}; not saved")
             save(cfg.out, model, ema, optimizer, step, preset, cfg)
 
 

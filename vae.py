@@ -62,7 +62,7 @@ class MelCodec:
         with torch.random.fork_rng(devices=[]):
             waves = []
             for song in spec:            # one at a time: a song's phases do not depend on its batch mates
-                torch.manual_seed(0)
+                torch.default_generator.manual_seed(0)
                 waves.append(AF.griffinlim(song, self.window, c.n_fft, self.mel_hop, c.n_fft, 1.0,
                                            c.griffin_lim_steps, 0.99, None, True))
         start = pad * self.mel_hop - c.n_fft // 2 + edge

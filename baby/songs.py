@@ -24,16 +24,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 from baby.phonemizer import cmu_to_ipa  # noqa: E402
-from config import PRESETS  # noqa: E402
+from config import PRESETS, replacing  # noqa: E402
+from config import STYLES as STYLES_FILE  # noqa: E402
 from phonemes import VOWELS, sung_spans  # noqa: E402
 from vae import MelCodec  # noqa: E402
 
 PRESET = PRESETS["baby"]
 RATE = PRESET.codec.sample_rate_hz
-# Two unit vectors at right angles; weights/baby/styles.safetensors holds the same.
+# Two unit vectors at right angles; `main` writes them beside the model.
 STYLES = dict(zip(("female", "male"), torch.eye(2, PRESET.model.cond_dim)))
 TICK_S = 0.005                                # WORLD's frame period
 FLITE = {"female": "slt", "male": "rms"}
@@ -297,9 +300,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("baby/data"), help="folder for the shards")
     parser.add_argument("--shards", type=int, default=60, help=f"shards of {SONGS_PER_SHARD} songs")
     parser.add_argument("--first", type=int, default=0, help="number of the first shard")
+    parser.add_argument("--assets", type=Path, default=ROOT / "weights/baby", help="folder for the styles")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    for folder in (args.out, args.assets):
+        folder.mkdir(parents=True, exist_ok=True)
+    with replacing(args.assets / STYLES_FILE) as path:
+        save_file({name: vector.half() for name, vector in STYLES.items()}, path)
     jobs = [(i, args.out / f"songs-{i:06d}.tar") for i in range(args.first, args.first + args.shards)]
     with multiprocessing.Pool(args.jobs) as pool:
         for line in pool.imap(write_shard, [job for job in jobs if not job[1].exists()]):

@@ -39,7 +39,8 @@ def tiny_preset():
     baby = PRESETS["baby"]
     sizes = dataclasses.replace(baby.model, dim=32, depth=2, heads=2, mel_dim=16, text_dim=16, cond_dim=16,
                                 conv_layers=1)
-    return dataclasses.replace(baby, model=sizes, codec=dataclasses.replace(baby.codec, mels=8), steps=3)
+    return dataclasses.replace(baby, model=sizes, codec=dataclasses.replace(baby.codec, mels=8,
+                               griffin_lim_steps=2), steps=3)
 
 
 @pytest.fixture(scope="session")

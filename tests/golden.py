@@ -88,4 +88,4 @@ def grid(words: list[dict], symbols: list[str], max_frames: int, latent_frames: 
     spoken = [(w["start"], w["end"], w["phoneme"]) for w in words]
     found, placed = conditions(spoken, latent_frames, start_frame, jam_preset(max_frames, filler),
                                SymbolTable(symbols))
-    return {"lrc": found.pop("phonemes"), **found, "word_spans": placed}
+    return {"lrc": found.pop("phonemes"), **found, "word_spans": [p for p in placed if p[0] < p[1]]}

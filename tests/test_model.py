@@ -1,12 +1,10 @@
 """model.py against numbers computed with the original, and the properties that the numbers cannot show."""
 
-import dataclasses
-
 import golden as names
 import pytest
 import torch
 
-from config import Guidance, ModelConfig
+from config import GUIDANCE_WEIGHTS, Guidance, ModelConfig
 from model import PASSES, DiT, ScalarEmbed, flow_loss, load_weights, rotary_tables, sample, time_grid
 
 TINY_STEPS = {"dual": (8, "dual", (4.7, 2.6), (0.05, 1.0), None),
@@ -284,4 +282,8 @@ def test_unguided_steps_compute_one_pass(model, golden):
     sample(model, batch, given["y0"], time_grid(5), guidance, given["negative_style"])
     hook.remove()
     assert rows == [2, 2, 2 * len(PASSES["dual"]), 2]
-    assert dataclasses.asdict(Guidance())["range"] == (0.05, 1.0)
+
+
+def test_names_of_guidance_modes():
+    """config.py, which knows no network, lists what model.py does."""
+    assert list(GUIDANCE_WEIGHTS) == list(PASSES)

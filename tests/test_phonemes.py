@@ -13,8 +13,9 @@ from conftest import BABY, GOLDEN, ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import config
 from config import PHONEMIZER, UserError
-from phonemes import CONSONANT_S, FILLER, FILLERS, NO_WORD, VOWELS, WORD_END
+from phonemes import CONSONANT_S, FILL_RULES, FILLER, NO_WORD, VOWELS, WORD_END
 from phonemes import SymbolTable, fill, fill_sung, load_phonemizer, phoneme_grid, sung_spans
 
 DATA = json.loads((GOLDEN / "d_dataset.json").read_text())
@@ -67,7 +68,7 @@ def test_golden_ids():
         SymbolTable([chr(0x4e00 + i) for i in range(54)])
 
 
-@pytest.mark.parametrize("filler", FILLERS)
+@pytest.mark.parametrize("filler", FILL_RULES)
 def test_golden_fillers(filler):
     """Leftover cells and too many ids, for every length: where the three rules are easy to get wrong."""
     wrong = [row for row in DATA["fillers"] if fill(filler, row["ids"], row["length"]) != row[filler]]
@@ -254,3 +255,8 @@ def test_phonemizer_is_imported_late():
     """Reading data or running a model must not need deep-phonemizer."""
     code = "import sys, phonemes; sys.exit('dp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_names_of_fill_rules():
+    """config.py, which knows no phonemes, lists what phonemes.py does."""
+    assert set(config.FILLERS) == {*FILL_RULES, "sung"}

@@ -69,12 +69,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(tiny_folder, args, fragment, tmp_
     (["--out", "x.aiff"], "unknown ending; expected .wav, .flac, .ogg, .mp3"),
     (["--model", "no/model"], "no/model/config.json: No such file"),
     (["--seed", str(2 ** 70)], "--seed 1180591620717411303424: expected 0 to"),
+    (["--sway", "nan"], "--sway nan: expected -1 to 0"),
+    (["--guidance-weights", "1e30,1e30"], "not finite"),
+    (["--out", "x" * 250 + ".wav"], "a name of more than"),
+    (["--device", "meta"], "expected auto, cpu, cuda or mps"),
     (["--steps", "1"], "--steps 1: expected 2 or more"),
     (["--steps", "many"], "--steps many: expected whole number"),
     (["--duration", "5"], "is past the duration 5.00 s"),
     (["--duration", "nan"], "a song of nan s"),
     (["--duration", "-3"], "a song of -3.00 s"),
-    (["--duration", "100"], "up to 20.48 s"),
+    (["--duration", "100"], "0.01 to 20.48 s"),
     (["--guidance", "triple"], "--guidance triple: expected one of none, single, dual, dual_fix"),
     (["--guidance", "single"], "takes 1 finite weights"),
     (["--guidance-weights", "1"], "takes 2 finite weights"),
@@ -96,6 +100,19 @@ def test_unwritable_folder(sing, tmp_path, monkeypatch):
         sing()
 
 
+def test_lyrics_are_never_overwritten(sing, tmp_path):
+    """song.wav's sidecar is song.wav.json, and that may be the lyrics."""
+    lyrics = write(tmp_path / "song.wav.json", [{"word": "hello", "start": 0, "end": 1}])
+    with pytest.raises(UserError, match="would overwrite the lyrics"):
+        sing(lyrics=lyrics)
+
+
+def test_the_longest_song(sing, tmp_path):
+    """A last word up to the model's end needs no --duration."""
+    lyrics = write(tmp_path / "l.json", [{"word": "a", "start": 20, "end": 20.3}])
+    assert len(soundfile.read(sing(lyrics=lyrics))[0]) == round(20.48 * RATE)
+
+
 def test_a_word_the_model_cannot_read(sing, tmp_path):
     words = [{"word": "hello", "start": 0, "end": 1}, {"word": "你好", "start": 1, "end": 2}]
     with pytest.raises(UserError, match='word 2 "你好": cannot be read'):
@@ -104,10 +121,12 @@ def test_a_word_the_model_cannot_read(sing, tmp_path):
 
 def test_a_word_without_room_is_a_warning(sing, tmp_path, capsys):
     """Fewer cells than phonemes: sung as far as it goes, and said."""
-    words = [{"word": "strengths", "start": 0.5, "end": 0.52}, {"word": "hello", "start": 1, "end": 1.5}]
+    words = [{"word": "strengths", "start": 0.5, "end": 0.52}, {"word": "hello", "start": 1, "end": 1.5},
+             {"word": "now", "start": 2, "end": 2.000001}]
     sing(lyrics=write(tmp_path / "l.json", words))
     err = capsys.readouterr().err
     assert 'word 1 "strengths"' in err and "left out" in err and "hello" not in err
+    assert 'word 3 "now": 3 phonemes (naʊ) in 0 cells' in err
 
 
 def test_no_words(sing, tmp_path):
@@ -140,15 +159,17 @@ def test_global_random_state_does_not_matter(sing):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_sidecar_remakes_the_song(sing, tmp_path):
-    """The settings in the sidecar, given as --config, are the song."""
-    first = sing("--seed", "3", "--style", "male", "--guidance", "single", "--guidance-weights", "0.5")
+@pytest.mark.parametrize("guidance", [["single", "--guidance-weights", "0.5"], ["none"], ["dual_fix"]])
+def test_sidecar_remakes_the_song(sing, tmp_path, guidance):
+    """The settings in the sidecar, given as --config, are the song; the sidecar itself is a lyrics file."""
+    first = sing("--seed", "3", "--style", "male", "--guidance", *guidance)
     about = json.loads((tmp_path / "song.wav.json").read_text())
-    assert [w["word"] for w in about["words"]][:2] == ["hello", "world"]
-    assert about["words"][0]["phoneme"] == "həloʊ"
+    assert [w["word"] for w in about["word"]][:2] == ["hello", "world"]
+    assert about["word"][0]["phoneme"] == "həloʊ"
     assert len(about["weights_sha256"]) == 64 and about["versions"]["torch"] == torch.__version__
     settings = write(tmp_path / "settings.json", about["settings"])
-    main(["--config", str(settings), "--out", str(tmp_path / "again.wav")])
+    main(["--config", str(settings), "--out", str(tmp_path / "again.wav"),
+          "--lyrics", str(tmp_path / "song.wav.json")])
     assert (tmp_path / "again.wav").read_bytes() == first.read_bytes()
 
 
@@ -157,8 +178,8 @@ def test_a_failed_write_leaves_the_old_song(sing, monkeypatch, tmp_path, failure
     sing()
     old = (tmp_path / "song.wav").read_bytes()
 
-    def write_some(path, *args, **kwargs):
-        path.write_bytes(b"RIFF")
+    def write_some(file, *args, **kwargs):
+        file.write(b"RIFF")
         raise failure
     monkeypatch.setattr(soundfile, "write", write_some)
     with pytest.raises(UserError, match="song.wav: "):
