@@ -223,7 +223,7 @@ def describe(kind: object) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours: one line, with the nearest known flag."""
+    """argparse whose errors end as every other mistake does."""
 
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(message)
