@@ -313,6 +313,12 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def find(path: Path) -> Path:
+    """A relative path as it is, or, where there is nothing, inside of this repository: for the defaults."""
+    own = Path(__file__).resolve().parent / path
+    return own if not path.exists() and own.exists() else path
+
+
 def pick_device(name: str) -> torch.device:
     """The device that --device asks for. Raises: UserError if it is none, or is not there."""
     if name == "auto":

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import CONFIG, GUIDANCE_WEIGHTS, PHONEMIZER, WEIGHTS, Guidance, SampleConfig, UserError
-from config import parse, pick_device, preset_from_json, replacing, run
+from config import find, parse, pick_device, preset_from_json, replacing, run
 from data import collate, conditions
 from lyrics import Word, check_duration, place, pronounce, read
 from model import DiT, load_weights, sample, time_grid
@@ -222,11 +222,12 @@ def main(argv: list[str] | None = None) -> None:
     """Make one song."""
     began = time.perf_counter()
     cfg = parse(SampleConfig, __doc__.splitlines()[0], argv)
-    words = read(cfg.lyrics)
-    check_output(cfg.out, cfg.lyrics)
+    lyrics, folder = find(cfg.lyrics), find(cfg.model)
+    words = read(lyrics)
+    check_output(cfg.out, lyrics)
     if not words and cfg.duration is None:
         raise UserError(f"{cfg.lyrics}: has no words; say how long the song is with --duration")
-    singer = Singer(cfg.model, pick_device(cfg.device))
+    singer = Singer(folder, pick_device(cfg.device))
     duration_s = cfg.duration
     if duration_s is None:
         duration_s = max(words[-1].end, min(words[-1].end + TAIL_S, singer.longest_s))
@@ -234,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     steps = singer.preset.steps if cfg.steps is None else cfg.steps
     check_numbers(cfg, steps)
     guidance = choose_guidance(cfg, singer.preset.guidance)
-    style = load_style(cfg.style, cfg.model, singer.preset.model.cond_dim)
+    style = load_style(cfg.style, folder, singer.preset.model.cond_dim)
     words = pronounce(words, singer.phonemizer, singer.table, cfg.lyrics)
     batch, placed = singer.batch(words, style, duration_s)
     warn_of_cuts(words, placed, cfg.lyrics)

@@ -100,6 +100,13 @@ def test_unwritable_folder(sing, tmp_path, monkeypatch):
         sing()
 
 
+def test_another_working_directory(tiny_folder, tmp_path, monkeypatch):
+    """The default lyrics are found where the code is, the song is left where its user is."""
+    monkeypatch.chdir(tmp_path)
+    main(["--model", str(tiny_folder)])
+    assert (tmp_path / "song.wav").exists()
+
+
 def test_lyrics_are_never_overwritten(sing, tmp_path):
     """song.wav's sidecar is song.wav.json, and that may be the lyrics."""
     lyrics = write(tmp_path / "song.wav.json", [{"word": "hello", "start": 0, "end": 1}])

@@ -1,6 +1,7 @@
 """train.py: an interrupted run must end as if it had not been, and a run must learn."""
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -19,7 +20,9 @@ from safetensors.torch import load_file
 
 import config
 from config import CONFIG, WEIGHTS, TrainConfig, UserError, preset_to_json
-from train import loader, one_thread, rate_at, train
+from data import Shards, collate
+from phonemes import SymbolTable
+from train import one_thread, rate_at, train
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +143,10 @@ def test_mistakes(cfg, change, fragment):
 
 def test_readers_can_be_spawned(cfg, tiny_preset):
     """Where processes start anew (macOS, Python 3.14), all that a reading process gets must be picklable."""
-    stream = loader(cfg, tiny_preset, 0, 0, 1)
-    assert next(stream)["latents"].shape[0] == cfg.batch
-    pickle.dumps(one_thread)
+    shards = Shards(cfg.data, tiny_preset, SymbolTable("abd"))
+    parts = shards, functools.partial(collate, silence=torch.zeros(16), preset=tiny_preset), one_thread
+    again, put_together, _ = pickle.loads(pickle.dumps(parts))
+    assert put_together([again[0, 1]])["latents"].equal(put_together([shards[0, 1]])["latents"])
 
 
 def test_other_settings_do_not_resume(cfg):
