@@ -133,17 +133,17 @@ class SampleConfig:
 class TrainConfig:
     """Train on WebDataset shards."""
     preset: str = setting("baby", "sizes of the model: a name in config.PRESETS")
-    data: str = setting("baby/data/songs-{000000..000059}.tar", "shards; braces and * are expanded")
+    data: str = setting("baby/data/songs-*.tar", "shards; braces and * are expanded")
     assets: Path = setting(Path("weights/baby"),
                            "folder of phonemizer.pt and styles.safetensors, copied to --out")
     out: Path = setting(Path("runs/baby"), "folder of checkpoint and log; a checkpoint there is resumed")
     init: Path | None = setting(None, "start from these weights (safetensors) instead of a fresh model")
-    steps: int = setting(20000, "optimizer steps in all")
+    steps: int = setting(3000, "optimizer steps in all")
     batch: int = setting(8, "songs per step")
     lr: float = setting(1e-3, "peak learning rate of AdamW")
     warmup: int = setting(200, "steps of linear warm-up")
     decay: float = setting(
-        0.25, "share of the steps after warm-up, at the end, over which the rate falls to 0; 0..1")
+        0.35, "share of the steps after warm-up, at the end, over which the rate falls to 0; 0..1")
     weight_decay: float = setting(0.01, "of AdamW")
     clip: float = setting(1.0, "gradient L2 norm above which it is scaled down")
     ema: float = setting(0.999, "decay of the averaged weights that are saved for sampling; 0 for none")

@@ -17,7 +17,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from config import READ_ERRORS, UserError
 
 CELLS_PER_FRAME = 4
-WORD_END, LANGUAGE, END = 0, 1, 2     # the phonemizer's special tokens; only WORD_END reaches the grid
+WORD_END = 0                          # of the phonemizer's special tokens (0..2) the only one on the grid
 FILLER, NO_WORD = 62, 63              # inside a word but no phoneme here; outside of any word
 PUNCTUATION = ".,?!:;"
 VOWELS = frozenset("aeiouyøæɐɑɒɔəɛɜɝɚɪʊʌ")
@@ -141,14 +141,16 @@ def phoneme_grid(words: Iterable[tuple[float, float, str]], table: SymbolTable, 
 
     Args: words (start, end, phoneme), seconds in the song; cells, of the padded grid; window_s, the song's
         part that is seen; cell_hz, cells a second.
-    Returns: ids, one per cell; per placed word (first cell, end cell, ids), to see which ids found no room.
+    Returns: ids, one per cell; and for each word (first cell, end cell, ids), to see what found no room.
     Differs: "sung" cuts a word at the window's edge; the original's rules squeeze it all into what is left.
     """
     row, placed = [NO_WORD] * cells, []
     for start, end, phoneme in words:
+        if not (end > window_s[0] and start < window_s[1]):
+            placed.append((0, 0, []))
+            continue
         first, last = (math.floor((t - window_s[0]) * cell_hz) for t in (start, end))
-        seen = end > window_s[0] and start < window_s[1]
-        a, b = (min(max(cell, 0), cells) if seen else 0 for cell in (first, last))
+        a, b = (min(max(cell, 0), cells) for cell in (first, last))
         ids = table.encode(phoneme) if phoneme else []
         if a < b and phoneme and filler == "sung":
             row[a:b] = fill_sung(phoneme, table, last - first, 1 / cell_hz)[a - first:b - first]

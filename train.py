@@ -1,6 +1,6 @@
 """Flow-matching training: one loop for pretraining and fine-tuning.
 
-    python train.py --data 'baby/data/songs-{000000..000059}.tar' --out runs/baby --steps 20000
+    python train.py --data 'baby/data/songs-*.tar' --out runs/baby --steps 3000
 
 Read `train` (the loop), `loss_of` (a step's draws), then `save` and `resume`. The folder --out receives
 checkpoint.pt (everything needed to go on, exactly), model.safetensors and config.json (averaged weights,
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from config import CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, Preset, TrainConfig, UserError, parse
-from config import pick_device, preset_to_json, replacing, run
+from config import READ_ERRORS, pick_device, preset_to_json, replacing, run
 from data import Shards, batches, collate
 from model import DiT, drop, flow_loss, load_weights
 from phonemes import SymbolTable, load_phonemizer
@@ -109,14 +109,18 @@ def resume(folder: Path, model: DiT, ema: list[Tensor], optimizer: torch.optim.O
            cfg: TrainConfig) -> int:
     """Restore what `save` wrote, if it is there; returns the number of steps already done.
 
-    Raises: UserError if the run was made with other settings; those that only say how far, where and on
-        which shards may differ.
+    Raises: UserError if it cannot be read, or was made with other settings; those that only say how far,
+        where and on which shards may differ.
     """
     path = folder / "checkpoint.pt"
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    then, now = json.loads(state["config"]), json.loads(json.dumps(dataclasses.asdict(cfg), default=str))
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        then = json.loads(state["config"])
+    except READ_ERRORS as e:
+        raise UserError(f"{path}: not a checkpoint: {' '.join(str(e).split())[:120]}") from None
+    now = json.loads(json.dumps(dataclasses.asdict(cfg), default=str))
     free = {"steps", "decay", "save_every", "log_every", "workers", "device", "out", "data", "assets"}
     for name in then.keys() - free:
         if then[name] != now.get(name):
@@ -176,7 +180,10 @@ def check(cfg: TrainConfig) -> None:
 
 def copy_assets(cfg: TrainConfig) -> None:
     """Make --out a whole model's folder. Raises: UserError if an asset is missing."""
-    cfg.out.mkdir(parents=True, exist_ok=True)
+    try:
+        cfg.out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--out {cfg.out}: {e.strerror}") from None
     for name in (PHONEMIZER, STYLES):
         if not (cfg.assets / name).is_file():
             raise UserError(f"{cfg.assets / name}: no such file; --assets names its folder")

@@ -1,7 +1,7 @@
 """How well the embedded model sings words it has not seen, and when:
 trains an ear, then aligns songs with it.
 
-    python baby/judge.py ear --shards 'baby/data/songs-00000{0..2}.tar' --out runs/ear.pt
+    python baby/judge.py ear --shards 'baby/data/songs-{000000..000001}.tar' --ear runs/ear.pt
     python baby/judge.py songs --ear runs/ear.pt --model weights/baby --out runs/judge
 
 The ear is a small phoneme classifier trained on ground-truth songs (after the same Griffin-Lim), never on the
@@ -292,7 +292,7 @@ def judge(ear_path: Path, folder: Path, out: Path, device: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=["ear", "songs"])
-    parser.add_argument("--shards", default="baby/data/songs-{000000..000002}.tar")
+    parser.add_argument("--shards", default="baby/data/songs-{000000..000001}.tar")
     parser.add_argument("--ear", type=Path, default=Path("runs/ear.pt"))
     parser.add_argument("--model", type=Path, default=Path("weights/baby"))
     parser.add_argument("--out", type=Path, default=Path("runs/judge"))

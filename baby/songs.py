@@ -1,7 +1,7 @@
 """Training songs for the embedded model: flite speaks phrases, WORLD re-sings them,
 and every word's time is known.
 
-    python baby/songs.py --out baby/data --shards 60 --jobs 2
+    python baby/songs.py --out baby/data --shards 22 --jobs 2
 
 Read `phrase_plan` (words, notes, times), `Speech` (one spoken phrase and its phones), `sing` (the
 resynthesis), `song`. Needs the Debian package flite and `pip install -r baby/requirements.txt`. Each song is
@@ -298,7 +298,7 @@ def add(tar: tarfile.TarFile, name: str, value: torch.Tensor | dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("baby/data"), help="folder for the shards")
-    parser.add_argument("--shards", type=int, default=60, help=f"shards of {SONGS_PER_SHARD} songs")
+    parser.add_argument("--shards", type=int, default=22, help=f"shards of {SONGS_PER_SHARD} songs")
     parser.add_argument("--first", type=int, default=0, help="number of the first shard")
     parser.add_argument("--assets", type=Path, default=ROOT / "weights/baby", help="folder for the styles")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")

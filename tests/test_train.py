@@ -133,6 +133,7 @@ def test_initial_weights(cfg, tmp_path):
                                               ({"batch": 13}, "12 songs are fewer"),
                                               ({"log_every": 0}, "--log-every 0: expected 1 or more"),
                                               ({"ema": 1.5}, "--ema 1.5: expected 0 to 1"),
+                                              ({"out": BABY / CONFIG}, "File exists"),
                                               ({"assets": ROOT}, "phonemizer.pt: no such file"),
                                               ({"init": BABY / CONFIG}, str(BABY / CONFIG))])
 def test_mistakes(cfg, change, fragment):
@@ -147,6 +148,15 @@ def test_readers_can_be_spawned(cfg, tiny_preset):
     parts = shards, functools.partial(collate, silence=torch.zeros(16), preset=tiny_preset), one_thread
     again, put_together, _ = pickle.loads(pickle.dumps(parts))
     assert put_together([again[0, 1]])["latents"].equal(put_together([shards[0, 1]])["latents"])
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"not a checkpoint"])
+def test_a_broken_checkpoint_is_named(cfg, content):
+    """Going on from nothing in its place would be a new run over an old one."""
+    cfg.out.mkdir()
+    (cfg.out / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(UserError, match="checkpoint.pt: not a checkpoint: "):
+        train(cfg)
 
 
 def test_other_settings_do_not_resume(cfg):
