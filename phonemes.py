@@ -6,7 +6,6 @@ T latent frames, L = 4T cells. Source: the published JAM-0.5 data conversion, ch
 
 import math
 import re
-import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from config import READ_ERRORS, UserError
+from spoken import spoken
 
 CELLS_PER_FRAME = 4
 WORD_END = 0                          # of the phonemizer's special tokens (0..2) the only one on the grid
@@ -39,10 +39,6 @@ ALLOWED = re.compile(
     r"|regex\._regex\.compile|regex\._regex_core\.RegexFlag|builtins\.object|copyreg\._reconstructor")
 TABLE_FIELDS = ("languages", "lowercase", "char_repeats", "append_start_end", "pad_index", "token_to_idx",
                 "special_tokens", "end_index", "idx_to_token", "vocab_size")
-APOSTROPHES = str.maketrans(dict.fromkeys("‘’‛ʼʹ′´`＇", "'"))      # before NFKC, which splits ´
-# From the first to the last letter or digit, with an apostrophe which touches them ('cause, runnin').
-CORE = re.compile(r"'?[^\W_](?:.*[^\W_])?'?", re.DOTALL)
-PART_BREAK = re.compile("[-‐–—./]+")
 MAX_LETTERS = 100                      # longer is no word; the model ends at 5000 positions, several a letter
 
 
@@ -82,7 +78,7 @@ class SymbolTable:
         names = ["_", "<en_us>", "<end>", *symbols, *(p for p in PUNCTUATION if p not in symbols)]
         if len(names) > FILLER:
             raise ValueError(f"{len(symbols)} phoneme symbols; "
-                             f"{FILLER - 3 - len(PUNCTUATION)} at most have an id")
+                             f"{FILLER - len(names) + len(symbols)} at most have an id")
         self.ids = {name: i for i, name in enumerate(names)}
 
     def encode(self, phoneme: str) -> list[int]:
@@ -167,6 +163,16 @@ class _Record:
         pass
 
 
+def _unpickle(path: str | Path) -> dict:
+    """Reads a checkpoint without running anything in it. Raises: ValueError for a class not in ALLOWED."""
+    names = get_unsafe_globals_in_checkpoint(path)               # reads the pickle's opcodes, runs nothing
+    refused = sorted(name for name in names if not ALLOWED.fullmatch(name))
+    if refused:
+        raise ValueError(f"it asks for {', '.join(refused)}")
+    with safe_globals([(_Record, name) for name in names]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _read_table(checkpoint: dict, side: str, rows: int) -> dict:
     """Returns the fields of the "text" or "phoneme" tokenizer in a checkpoint, checked for `rows` ids."""
     fields = vars(vars(checkpoint["preprocessor"])[f"{side}_tokenizer"])
@@ -181,6 +187,40 @@ def _read_table(checkpoint: dict, side: str, rows: int) -> dict:
     return table
 
 
+def _read_lexicon(checkpoint: dict) -> dict[str, str]:
+    """Returns a checkpoint's words, in lower case, with their IPA; {} if it has none."""
+    lexicon = (checkpoint.get("phoneme_dict") or {}).get(LANG, {})
+    if not all(isinstance(text, str) for pair in lexicon.items() for text in pair):
+        raise ValueError("its phoneme_dict is not a table of strings")
+    # Sorted, so that of "Polish" and "polish" the latter counts.
+    return {word.lower(): lexicon[word] for word in sorted(lexicon) if lexicon[word]}
+
+
+def _read_model(checkpoint: dict) -> "Phonemizer":
+    """Builds what a checkpoint holds. Raises: any of READ_ERRORS if it is no forward DeepPhonemizer."""
+    from dp.model.model import ForwardTransformer
+    from dp.model.predictor import Predictor
+    from dp.model.utils import PositionalEncoding
+    from dp.preprocessing.text import Preprocessor, SequenceTokenizer
+    config = checkpoint["config"]["model"]
+    if config["type"] != "transformer":
+        raise ValueError(f"a model of type {config['type']!r}, not 'transformer'")
+    weights = {key: value.float() for key, value in checkpoint["model"].items()}
+    tables = [_read_table(checkpoint, "text", weights["embedding.weight"].shape[0]),
+              _read_table(checkpoint, "phoneme", weights["fc_out.weight"].shape[0])]
+    # Our file leaves this fixed table of sinusoids out.
+    weights.setdefault("pos_encoder.pe", PositionalEncoding(weights["embedding.weight"].shape[1]).pe)
+    with warnings.catch_warnings(), torch.device("meta"):        # meta: no random numbers drawn for weights
+        warnings.filterwarnings("ignore", message="enable_nested_tensor")
+        model = ForwardTransformer(*(table["vocab_size"] for table in tables), **{
+            name: config[name] for name in ("d_model", "d_fft", "layers", "dropout", "heads")})
+    model.load_state_dict(weights, strict=True, assign=True)
+    tokenizers = [SequenceTokenizer([], [], 1), SequenceTokenizer([], [], 1)]
+    for tokenizer, table in zip(tokenizers, tables):
+        vars(tokenizer).update(table)  # the file's tables: a fork's config may not reproduce their order
+    return Phonemizer(Predictor(model.eval(), Preprocessor(None, *tokenizers)), _read_lexicon(checkpoint))
+
+
 def load_phonemizer(path: str | Path) -> "Phonemizer":
     """Loads a forward DeepPhonemizer checkpoint: ours, the library's, or the mirror with renamed modules.
 
@@ -191,49 +231,21 @@ def load_phonemizer(path: str | Path) -> "Phonemizer":
     Returns:
         Phonemizer on the CPU in float32.
     Raises:
-        UserError: the file is missing, unreadable, names anything but the expected classes, or its tables
-            do not fit its weights.
+        UserError: the file is missing, unreadable, names anything but the expected classes, its tables do
+            not fit its weights, or it has more symbols than a SymbolTable takes.
         ImportError: deep-phonemizer is not installed.
     """
-    try:
-        from dp.model.model import ForwardTransformer
-        from dp.model.predictor import Predictor
-        from dp.model.utils import PositionalEncoding
-        from dp.preprocessing.text import Preprocessor, SequenceTokenizer
-    except ImportError as error:
-        raise ImportError("pronouncing words needs: pip install deep-phonemizer==0.0.19") from error
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file, expected a DeepPhonemizer checkpoint (.pt)")
     try:
-        names = get_unsafe_globals_in_checkpoint(path)           # reads the pickle's opcodes, runs nothing
-        refused = sorted(name for name in names if not ALLOWED.fullmatch(name))
-        if refused:
-            raise ValueError(f"it asks for {', '.join(refused)}")
-        with safe_globals([(_Record, name) for name in names]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        config = checkpoint["config"]["model"]
-        if config["type"] != "transformer":
-            raise ValueError(f"a model of type {config['type']!r}, not 'transformer'")
-        weights = {key: value.float() for key, value in checkpoint["model"].items()}
-        text = _read_table(checkpoint, "text", weights["embedding.weight"].shape[0])
-        phonemes = _read_table(checkpoint, "phoneme", weights["fc_out.weight"].shape[0])
-        # Our file leaves this fixed table of sinusoids out.
-        weights.setdefault("pos_encoder.pe", PositionalEncoding(weights["embedding.weight"].shape[1]).pe)
-        with warnings.catch_warnings(), torch.device("meta"):    # meta: no random numbers drawn for weights
-            warnings.filterwarnings("ignore", message="enable_nested_tensor")
-            model = ForwardTransformer(text["vocab_size"], phonemes["vocab_size"], **{
-                name: config[name] for name in ("d_model", "d_fft", "layers", "dropout", "heads")})
-        model.load_state_dict(weights, strict=True, assign=True)
-        lexicon = dict(checkpoint.get("phoneme_dict", {}).get(LANG, {}))
-        if not all(isinstance(text_or_ipa, str) for pair in lexicon.items() for text_or_ipa in pair):
-            raise ValueError("its phoneme_dict is not a table of strings")
+        phonemizer = _read_model(_unpickle(path))
+        SymbolTable(phonemizer.symbols)                          # refuses too many
+    except ImportError as error:
+        raise ImportError("pronouncing words needs: pip install deep-phonemizer==0.0.19") from error
     except READ_ERRORS as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(f"{path}: not a usable DeepPhonemizer checkpoint: {reason}") from error
-    tokenizers = [SequenceTokenizer([], [], 1), SequenceTokenizer([], [], 1)]
-    for tokenizer, table in zip(tokenizers, (text, phonemes)):
-        vars(tokenizer).update(table)  # the file's tables: a fork's config may not reproduce their order
-    return Phonemizer(Predictor(model.eval(), Preprocessor(None, *tokenizers)), lexicon)
+    return phonemizer
 
 
 class Phonemizer:
@@ -254,30 +266,22 @@ class Phonemizer:
         """Returns the IPA of one word.
 
         Args:
-            word: one word; case, accents and surrounding punctuation do not matter; hyphenated words are
-                read part by part.
+            word: as `spoken` takes it.
         Returns:
-            IPA of `symbols`, or "" if any letter or digit of it cannot be pronounced (numbers, other
-            scripts) or there is none: nothing is left out of a word silently.
+            IPA of `symbols`, or "" if anything of it cannot be read or there is nothing: nothing is left
+            out of a word silently.
         """
-        plain = unicodedata.normalize("NFKC", word.translate(APOSTROPHES)).lower()
-        letters = unicodedata.normalize("NFD", plain)            # accents become marks of their own (Mn)
-        core = CORE.search("".join(c for c in letters if unicodedata.category(c) not in ("Mn", "Cf")))
-        key = core.group() if core else ""
-        if key not in self._cache:
-            self._cache[key] = self._pronounce(key)
-        return self._cache[key]
+        said = [self._pronounce(part) for part in spoken(word)]
+        return "".join(said) if all(said) else ""
 
     def _pronounce(self, word: str) -> str:
-        bare = word.replace("'", "")
-        for spelling in (word, word.rstrip("'"), word.strip("'"), bare):
-            if spelling in self._lexicon:
-                return self._lexicon[spelling]
-        parts = PART_BREAK.split(word)
-        if len(parts) > 1:
-            said = [self(part) for part in parts]
-            return "".join(said) if all(said) else ""
-        if not bare or len(bare) > MAX_LETTERS or not self._letters.issuperset(bare):
-            return ""
-        # One word per call: padding beside a longer batch mate can change a prediction.
-        return self._predictor([bare], LANG)[0].phonemes
+        if word not in self._cache:
+            bare = word.replace("'", "")
+            spellings = [s for s in (word, word.rstrip("'"), word.strip("'"), bare) if s in self._lexicon]
+            if spellings:
+                self._cache[word] = self._lexicon[spellings[0]]
+            elif len(bare) > MAX_LETTERS or not self._letters.issuperset(bare):
+                self._cache[word] = ""
+            else:  # one word per call: padding beside a longer batch mate can change a prediction
+                self._cache[word] = self._predictor([bare], LANG)[0].phonemes
+        return self._cache[word]
