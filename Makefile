@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# Small models lose more to threads' waiting than they gain: one thread for tests, whose sums are then the same anywhere.
-TEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+# Small models lose more to threads' waiting than they gain: two processes of one thread, whose sums are the same anywhere.
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 .PHONY: venv song test test-all lint clean
 

@@ -10,7 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import UserError, read_json
+from cli import read_json
+from config import UserError
 from phonemes import PUNCTUATION, Phonemizer, SymbolTable
 
 SHORTEST_S = 0.01              # song

@@ -12,9 +12,11 @@ Source: arXiv 2507.20880 and the published weights JAM-0.5, matched number for n
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from config import Guidance, ModelConfig, UserError
@@ -100,7 +102,7 @@ class ScalarEmbed(nn.Module):
         self.time_mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, scalar: Tensor) -> Tensor:
-        return self.time_mlp(self.features(scalar))
+        return self.time_mlp(self.features(scalar).to(self.time_mlp[0].weight.dtype))
 
     @staticmethod
     def features(scalar: Tensor) -> Tensor:
@@ -245,6 +247,11 @@ class DiT(nn.Module):
             nn.init.zeros_(fusion[0].weight)
             nn.init.zeros_(fusion[0].bias)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights: activations follow it, whatever the inputs are."""
+        return self.proj_out.weight.dtype
+
     def embed_text(self, phonemes: Tensor, duration_rel: Tensor) -> Tensor:
         """(U, L) ids and (U,) -> (U, T, E); frames past the song's end get the learned padding bias.
 
@@ -268,6 +275,7 @@ class DiT(nn.Module):
             raise ValueError(f"{phonemes.shape[1]} phoneme cells; expected 4 a frame, "
                              f"{4 * c.max_frames} at most")
         row = torch.arange(len(phonemes), device=phonemes.device) if row is None else row
+        style = style.to(self.dtype)
         text = self.embed_text(phonemes, duration_rel)
         scalars = (self.start_time_embed(start_time) + self.duration_abs_embed(duration_abs)
                    + self.duration_rel_embed(duration_rel))[row]
@@ -276,7 +284,7 @@ class DiT(nn.Module):
         static = F.linear(text, weight[2])[row] + (F.linear(style, weight[3]) + F.linear(scalars, weight[4])
                                                    + self.input_embed.proj.bias)[:, None]
         if audio is not None:
-            static = static + F.linear(audio, weight[1])
+            static = static + F.linear(audio.to(self.dtype), weight[1])
         return Condition(static, scalars, [fusion(text) for fusion in self.text_fusion_linears], row,
                          rotary_tables(text.shape[1], c.dim // c.heads, text.device))
 
@@ -286,7 +294,7 @@ class DiT(nn.Module):
             raise ValueError(f"latents {tuple(x.shape)} do not fit a condition of "
                              f"{tuple(condition.static.shape[:2])} and {self.config.mel_dim} channels")
         time = self.time_embed(time.reshape(-1)).expand(len(x), -1)                        # (P, E)
-        h = self.embed_input(x, time, condition)
+        h = self.embed_input(x.to(self.dtype), time, condition)
         for i, block in enumerate(self.transformer_blocks):
             h = block(h, *condition.rotary)
             if i < len(condition.fusion):
@@ -301,9 +309,11 @@ class DiT(nn.Module):
         return h + self.input_embed.conv_pos_embed(h)
 
 
-def load_weights(model: DiT, weights: dict[str, Tensor], source: str = "weights") -> None:
+def load_weights(model: DiT, weights: dict[str, Tensor], source: str = "weights",
+                 assign: bool = False) -> None:
     """Load tensors under their published names (`transformer.` first), strictly.
 
+    With `assign` the model takes the tensors themselves and their type, else copies of their values.
     Raises: UserError, naming `source` and each tensor that is missing, unknown or of another shape.
     """
     prefix, own = "transformer.", model.state_dict()
@@ -314,7 +324,30 @@ def load_weights(model: DiT, weights: dict[str, Tensor], source: str = "weights"
               for k, v in own.items() if prefix + k in weights and weights[prefix + k].shape != v.shape]
     if wrong:
         raise UserError(f"{source}: {len(wrong)} tensors do not fit the model: {'; '.join(wrong[:5])}")
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()})
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()}, assign=assign)
+
+
+def load_model(path: Path, config: ModelConfig, device: torch.device,
+               dtype: torch.dtype = torch.float32) -> DiT:
+    """A network for sampling, with the weights of a safetensors file.
+
+    Nothing is initialised and the file is mapped, not read. It is opened anew for each tensor: what another
+    type or device has a copy of is let go at once, so that memory holds the weights once.
+    Raises: UserError if the file cannot be read or does not fit.
+    """
+    weights = {}
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+        for name in names:
+            with safe_open(path, "pt") as file:
+                weights[name] = file.get_tensor(name).to(device=device, dtype=dtype)
+    except (OSError, SafetensorError) as e:
+        raise UserError(f"{path}: {e}") from None
+    with torch.device("meta"):
+        model = DiT(config)
+    load_weights(model, weights, str(path), assign=True)
+    return model.requires_grad_(False).eval()
 
 
 def flow_loss(model: Callable[..., Tensor], x1: Tensor, x0: Tensor, time: Tensor,

@@ -22,12 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from config import CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, Preset, TrainConfig, UserError, parse
-from config import READ_ERRORS, pick_device, preset_to_json, replacing, run
+from cli import parse, pick_device, preset_to_json, replacing, run
+from config import CONFIG, PHONEMIZER, PRESETS, READ_ERRORS, STYLES, WEIGHTS, Preset, TrainConfig, UserError
 from data import Shards, batches, collate
+from hub import fetch
 from model import DiT, drop, flow_loss, load_weights
 from phonemes import SymbolTable, load_phonemizer
-from vae import make_codec
+from vae import silence_of
 
 TIME_BINS = 4
 
@@ -158,7 +159,8 @@ def one_thread(worker: int) -> None:
 def loader(cfg: TrainConfig, preset: Preset, step: int, rank: int, world: int) -> Iterator[dict[str, Tensor]]:
     """Endless batches on the CPU, from step `step` on."""
     shards = Shards(cfg.data, preset, SymbolTable(load_phonemizer(cfg.assets / PHONEMIZER).symbols))
-    put_together = functools.partial(collate, silence=make_codec(preset.codec).silence, preset=preset)
+    silence = silence_of(preset.codec, lambda: fetch("silence"))
+    put_together = functools.partial(collate, silence=silence, preset=preset)
     return guarded(iter(torch.utils.data.DataLoader(
         shards, batch_sampler=batches(shards, cfg.batch, cfg.seed, step, rank, world),
         collate_fn=put_together, num_workers=cfg.workers,

@@ -28,12 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.filterwarnings("ignore", message="pkg_resources")
 from baby import songs  # noqa: E402
 from baby.phonemizer import ARPABET_TO_IPA  # noqa: E402
-from config import PRESETS  # noqa: E402
+from config import PRESETS, SampleConfig  # noqa: E402
 from data import Shards  # noqa: E402
+from hub import locate  # noqa: E402
 from lyrics import Word  # noqa: E402
+from manifest import Song  # noqa: E402
 from phonemes import SymbolTable, load_phonemizer, sung_spans  # noqa: E402
-from sample import Singer  # noqa: E402
-from style import load_style  # noqa: E402
+from sample import Arranger, Singer, resolve  # noqa: E402
 from vae import MelCodec  # noqa: E402
 
 CODEC = PRESETS["baby"].codec
@@ -64,7 +65,7 @@ class Ear(nn.Module):
     def hear(self, wave: Tensor, codec: MelCodec) -> Tensor:
         """wave (N,) -> (n, classes)."""
         with torch.no_grad():
-            return self(codec.encode(level(wave)[None]).reshape(1, -1, CODEC.mels))[0]
+            return self(codec.encode(level(wave)[None, None]).reshape(1, -1, CODEC.mels))[0]
 
 
 def level(wave: Tensor) -> Tensor:
@@ -256,22 +257,24 @@ def judge(ear_path: Path, folder: Path, out: Path, device: str) -> None:
     saved = torch.load(ear_path, weights_only=True)
     ear = Ear(saved["symbols"])
     ear.load_state_dict(saved["weights"])
-    singer, codec = Singer(folder, torch.device(device)), MelCodec(CODEC)
+    cfg, device = SampleConfig(model=str(folder)), torch.device(device)
+    files, codec = locate(cfg), MelCodec(CODEC)
+    cfg = resolve(cfg, files.preset)
+    arranger, singer = Arranger(files, cfg, device), Singer(files, device)
     lines = (Path(__file__).parent / "held_out.txt").read_text().split("\n")[:-1]
-    vocabulary = sorted({singer.phonemizer(w) for line in lines for w in line.split()})
+    vocabulary = sorted({arranger.phonemizer(w) for line in lines for w in line.split()})
     out.mkdir(parents=True, exist_ok=True)
     rows = {}
     for voice in songs.FLITE:
-        style = load_style(voice, folder, singer.preset.model.cond_dim)
         for k in range(0, len(lines), 3):
             rng = np.random.default_rng(k)
-            words = timed(lines[k:k + 3], rng, singer.phonemizer)
+            words = timed(lines[k:k + 3], rng, arranger.phonemizer)
             seconds = words[-1].end + 0.5
-            batch, _ = singer.batch(words, style, seconds)
-            latents = singer.latents(batch, k, singer.preset.steps, singer.preset.guidance)
+            song = Song("", Path("held_out.txt"), (voice,), (), seconds, k)
+            latents = singer.latents(arranger.lay(song, words, seconds), k, cfg)
             truth = ground_truth(words, voice, seconds, rng)
-            for who, wave in [("model", singer.wave(latents, seconds)),
-                              ("truth", codec.decode(codec.encode(truth[None]))[0])]:
+            for who, wave in [("model", codec.decode(latents)[0, 0, :round(seconds * RATE)]),
+                              ("truth", codec.decode(codec.encode(truth[None, None]))[0, 0])]:
                 soundfile.write(out / f"{who}-{voice}-{k:02d}.wav",
                                 (0.5 * wave / wave.abs().max()).numpy(), RATE)
                 for name, values in judge_song(wave, words, ear, codec, vocabulary).items():

@@ -10,7 +10,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from config import CONFIG, PHONEMIZER, STYLES, WEIGHTS, replacing  # noqa: E402
+from cli import replacing  # noqa: E402
+from config import CONFIG, PHONEMIZER, STYLES, WEIGHTS  # noqa: E402
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from config import replacing  # noqa: E402
+from cli import replacing  # noqa: E402
 
 LANG = "en_us"
 LEXICON_WORDS = 50_000

@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from baby.phonemizer import cmu_to_ipa  # noqa: E402
-from config import PRESETS, replacing  # noqa: E402
+from cli import replacing  # noqa: E402
+from config import PRESETS  # noqa: E402
 from config import STYLES as STYLES_FILE  # noqa: E402
 from phonemes import VOWELS, sung_spans  # noqa: E402
 from vae import MelCodec  # noqa: E402
@@ -273,7 +274,7 @@ def write_shard(job: tuple[int, Path]) -> str:
     with tarfile.open(path.with_suffix(".tmp"), "w") as tar:
         for number in range(index * SONGS_PER_SHARD, (index + 1) * SONGS_PER_SHARD):
             entry, wave = song(number)
-            latents = codec.encode(torch.from_numpy(wave).float()[None])[0].T.half()    # (C, T)
+            latents = codec.encode(torch.from_numpy(wave).float()[None, None])[0].T.half()    # (C, T)
             posterior = torch.cat([latents, torch.zeros_like(latents)])                 # means, deviations
             add(tar, f"{number:06d}.latent.pt", posterior)
             add(tar, f"{number:06d}.style.pt", STYLES[entry["voice"]])

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from config import CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, preset_to_json  # noqa: E402
+from cli import preset_to_json  # noqa: E402
+from config import CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS  # noqa: E402
 from model import DiT  # noqa: E402
 
 BABY = ROOT / "weights" / "baby"

@@ -5,6 +5,7 @@ tests/golden/ holds them. Weights are made by a rule (`rule_weights`) or stored 
 """
 
 import dataclasses
+import math
 import zlib
 
 import torch
@@ -15,6 +16,7 @@ from data import conditions
 from model import DiT, drop, flow_loss, load_weights, time_grid
 from model import sample as sample_latents
 from phonemes import SymbolTable
+from vae import Oobleck, fit
 
 SCALARS = ("start_time", "duration_abs", "duration_rel")
 SIZES = [field.name for field in dataclasses.fields(ModelConfig)]
@@ -77,7 +79,7 @@ def jam_preset(max_frames: int, filler: str) -> Preset:
     """What the data conversion reads of JAM-0.5: its frame rate, its grid and a fill rule."""
     sizes = dict.fromkeys(SIZES, 0) | {"mel_dim": 64, "max_frames": max_frames}
     return Preset(ModelConfig(**sizes), CodecConfig("oobleck", sample_rate_hz=44100, hop=2048), filler, False,
-                  Guidance(), 50)
+                  Guidance(), "muq-mulan", "vocal", 50)
 
 
 def grid(words: list[dict], symbols: list[str], max_frames: int, latent_frames: int, start_frame: int,
@@ -89,3 +91,13 @@ def grid(words: list[dict], symbols: list[str], max_frames: int, latent_frames: 
     found, placed = conditions(spoken, latent_frames, start_frame, jam_preset(max_frames, filler),
                                SymbolTable(symbols))
     return {"lrc": found.pop("phonemes"), **found, "word_spans": [p for p in placed if p[0] < p[1]]}
+
+
+def vae(config: dict, weights: dict[str, Tensor]) -> Oobleck:
+    """Autoencoder of the golden configuration with weights under diffusers' names, loaded strictly."""
+    strides = tuple(config["downsampling_ratios"])
+    codec = CodecConfig("oobleck", config["sampling_rate"], math.prod(strides),
+                        wave_channels=config["audio_channels"], latent_dim=config["decoder_input_channels"],
+                        width=config["encoder_hidden_size"], strides=strides,
+                        multiples=tuple(config["channel_multiples"]))
+    return fit(weights, codec, "golden").eval().requires_grad_(False)

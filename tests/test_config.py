@@ -11,14 +11,17 @@ import pytest
 from conftest import ROOT
 
 import config
-from config import PRESETS, CodecConfig, Guidance, ModelConfig, Preset, SampleConfig, TrainConfig, UserError
-from config import parse, preset_from_json, preset_to_json, read_json, replacing, run, setting
+from cli import parse, preset_from_json, preset_to_json, read_json, replacing, run
+from config import PRESETS, BenchConfig, CodecConfig, Guidance, ModelConfig, Preset, SampleConfig, TrainConfig
+from config import UserError, setting
 
-MODULES = ["config", "model", "vae", "phonemes", "lyrics", "style", "data", "train", "sample"]
+MODULES = ["config", "cli", "audio", "hub", "manifest", "model", "vae", "spoken", "phonemes", "lyrics",
+           "style", "data", "train", "sample", "bench"]
 # Which names hold an object of a settings class; a read of such a name's attribute is a use of the setting.
-HOLDERS = {SampleConfig: {"cfg"}, TrainConfig: {"cfg"}, ModelConfig: {"config", "model"},
-           CodecConfig: {"config", "codec", "c"}, Guidance: {"guidance", "default"}, Preset: {"preset"}}
-FILES = {SampleConfig: ["sample"], TrainConfig: ["train"]}
+HOLDERS = {SampleConfig: {"cfg"}, TrainConfig: {"cfg"}, BenchConfig: {"cfg"},
+           ModelConfig: {"config", "model"}, CodecConfig: {"config", "codec", "c"},
+           Guidance: {"guidance", "default"}, Preset: {"preset"}}
+FILES = {SampleConfig: ["sample", "hub", "manifest"], TrainConfig: ["train"], BenchConfig: ["bench"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Settings:
     mode: str | None = setting("dual", "a name; none is one")
     weights: tuple[float, ...] | None = setting((1.0,), "numbers")
     long_name: int = setting(1, "two words")
+    names: tuple[str, ...] | None = setting(None, "texts, again and again")
 
 
 def mistake(call, *args) -> str:
@@ -68,6 +72,8 @@ def test_defaults():
     (["--weights", "1,2.5"], "weights", (1.0, 2.5)), (["--weights=-1,0"], "weights", (-1.0, 0.0)),
     (["--weights", "none"], "weights", None), (["--path", "a/b"], "path", Path("a/b")),
     (["--path", "none"], "path", None), (["--name", "none"], "name", "none"),
+    (["--names", "a,b:0.5", "--names", "none"], "names", ("a,b:0.5", "none")),
+    (["--names", "a"], "names", ("a",)), (["--flag"], "flag", True), (["--flag=false"], "flag", False),
     (["--name", "a=b"], "name", "a=b"), (["--mode", "none"], "mode", "none")])
 def test_values(argv, name, value):
     """0, False and None lost to a default; a whole number kept as int where a float is due."""
@@ -108,12 +114,35 @@ def test_config_file(file):
     assert settings("--count", "9", "--config", str(path)) == dataclasses.replace(want, count=9)
 
 
+@pytest.mark.parametrize("ending", [".yaml", ".YML"])
+def test_yaml(ending, tmp_path):
+    """YAML's own types: yes and no are truth values, 1e-3 is a text, a list may be of texts."""
+    path = tmp_path / f"given{ending}"
+    path.write_text("# a song\ncount: 0\nflag: no\nrate: 1e-3\nmaybe: null\nweights: [1, 2.5]\nnames:\n"
+                    "  - dream pop\n  - a.mp3:0.7\nmode: none\npath: a/b\n")
+    assert settings("--config", str(path)) == Settings(
+        count=0, flag=False, rate=0.001, maybe=None, weights=(1.0, 2.5), names=("dream pop", "a.mp3:0.7"),
+        mode="none", path=Path("a/b"))
+
+
+@pytest.mark.parametrize("content, fragments", [
+    ("count: [", ["given.yaml: line 1, column 9: not YAML"]), ("a: b: c", ["line 1, column 5: not YAML"]),
+    ("- 1", ["expected an object"]), ("!!python/object/apply:os.system [ls]", ["not YAML"]), ("", ["object"]),
+    ("1: 2", ["unknown setting 1"]), ("weights: [[1]]", ["expected numbers"]), ("\0", ["not YAML"])])
+def test_mistakes_in_yaml(content, fragments, tmp_path):
+    """A YAML file that runs commands, or an error that names no place."""
+    path = tmp_path / "given.yaml"
+    path.write_text(content)
+    text = mistake(settings, "--config", str(path))
+    assert all(fragment in text for fragment in fragments), text
+
+
 @pytest.mark.parametrize("content, fragments", [
     ({"cuont": 3}, ["given.json", "cuont", "did you mean count?"]),
     ({"count": "x"}, ["count", "expected whole number"]), ({"name": None}, ["name", "expected text"]),
     ({"count": 1.5}, ["expected whole number"]), ({"flag": 1}, ["expected true or false"]),
     ({"rate": {"a": 1}}, ["expected number"]), ({"rate": None}, ["expected number"]),
-    ({"weights": []}, ["expected numbers"]), ([1], ["given.json: expected a JSON object"]),
+    ({"weights": []}, ["expected numbers"]), ([1], ["given.json: expected an object of settings"]),
     ('{"count": 3,}', ["given.json: line 1, column 13: not JSON"])])
 def test_mistakes_in_a_config_file(content, fragments, file):
     """nanoGPT accepts a misspelt key and a text for a number in a file."""
@@ -165,7 +194,8 @@ def broken(change):
     "", "{}", "[]", "7", "null", '{"guidance": {}}', broken(lambda v: v.pop("steps")),
     broken(lambda v: v["model"].pop("dim")), broken(lambda v: v["model"].update(width=3)),
     broken(lambda v: v.update(codec=None)), broken(lambda v: v.update(guidance=[1])),
-    broken(lambda v: v["guidance"].update(scale=3))], ids=str)
+    broken(lambda v: v["guidance"].update(scale=3)), broken(lambda v: v["codec"].update(kind="oobleck")),
+    broken(lambda v: v["codec"].update(strides=[1.5])), broken(lambda v: v.pop("negative_style"))], ids=str)
 def test_broken_preset(content, file):
     """A checkpoint folder with a foreign or older config.json."""
     path = file(content)

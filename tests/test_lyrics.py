@@ -140,14 +140,16 @@ def test_any_bytes_are_read_or_explained(folder, content):
 
 
 def test_pronounce(phonemizer, tmp_path):
-    """Given phonemes win over the phonemizer; times stay."""
-    words = [Word("hello", 0.5, 0.9), Word("Хей", 1.0, 1.5, "ˈheɪ")]
+    """Given phonemes win over the phonemizer; times stay; a number is a word as any other."""
+    words = [Word("hello", 0.5, 0.9), Word("Хей", 1.0, 1.5, "ˈheɪ"), Word("24", 2.0, 3.0)]
     spoken = pronounce(words, phonemizer, SymbolTable(phonemizer.symbols), tmp_path)
-    assert spoken == [Word("hello", 0.5, 0.9, phonemizer("hello")), words[1]]
+    assert spoken == [Word("hello", 0.5, 0.9, phonemizer("hello")), words[1],
+                      Word("24", 2.0, 3.0, phonemizer("twenty") + phonemizer("four"))]
 
 
 @pytest.mark.parametrize("word, phoneme, fragment", [
-    ("42", None, 'word 2 "42": cannot be read'), ("你好", None, 'word 2 "你好": cannot be read'),
+    ("#love", None, 'word 2 "#love": cannot be read; spell it in English letters, or give its "phoneme"'),
+    ("love🎵ly", None, 'word 2 "love🎵ly": cannot be read'), ("你好", None, 'word 2 "你好": cannot be read'),
     ("...", None, 'word 2 "...": cannot be read'),
     ("x", "həXQ", 'word 2 "x": phoneme Q X is unknown; known: a b'),
     *(("x", silent, 'word 2 "x": ') for silent in ("ˈ", "_", " ", "?")), ("a\nb", None, "word 2 ")])

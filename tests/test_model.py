@@ -1,11 +1,21 @@
 """model.py against numbers computed with the original, and the properties that the numbers cannot show."""
 
+import dataclasses
+import resource
+import subprocess
+import sys
+
 import golden as names
 import pytest
 import torch
+from conftest import ROOT
+from safetensors.torch import save_file
 
-from config import GUIDANCE_WEIGHTS, Guidance, ModelConfig
-from model import PASSES, DiT, ScalarEmbed, flow_loss, load_weights, rotary_tables, sample, time_grid
+from config import GUIDANCE_WEIGHTS, PRESETS, Guidance, ModelConfig
+from model import PASSES, DiT, ScalarEmbed, flow_loss, load_model, load_weights, rotary_tables, sample
+from model import time_grid
+
+CPU = torch.device("cpu")
 
 TINY_STEPS = {"dual": (8, "dual", (4.7, 2.6), (0.05, 1.0), None),
               "dual_fix": (8, "dual_fix", (4.7, 2.6), (0.05, 1.0), None),
@@ -216,6 +226,108 @@ def test_weights_load_strictly(model, weights):
         with pytest.raises(ValueError, match="1 tensors do not fit") as caught:
             load_weights(model, broken, "FILE")
         assert text in str(caught.value) and str(caught.value).startswith("FILE: ")
+
+
+def golden_file(meta, weights, folder, dtype=torch.float32):
+    """The tiny model's weights in a file, and its sizes."""
+    save_file({k: v.to(dtype) for k, v in weights.items()}, folder / "model.safetensors")
+    config = meta["config"] | {"heads": 32, "cond_dim": 512}
+    return folder / "model.safetensors", ModelConfig(**{name: config[name] for name in names.SIZES})
+
+
+def test_model_from_a_file(meta, weights, model, inputs, tmp_path):
+    """Weights that are not the file's, or tensors left without any."""
+    loaded = load_model(*golden_file(meta, weights, tmp_path), CPU)
+    given = inputs | {"duration_rel": inputs["duration_rel_full"]}
+    assert torch.equal(names.velocity(loaded, given), names.velocity(model, given))
+    assert not any(p.requires_grad or p.is_meta for p in loaded.parameters()) and not loaded.training
+
+
+def test_half_precision(meta, weights, model, inputs, tmp_path):
+    """Inputs in another type than the weights; scalars or positions that bfloat16 cannot tell apart."""
+    path, sizes = golden_file(meta, weights, tmp_path, torch.float16)
+    exact = load_model(path, sizes, CPU)
+    assert exact.dtype == torch.float32                      # whatever the file's type is
+    half = load_model(path, sizes, CPU, torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    given = inputs | {"duration_rel": inputs["duration_rel_short"]}
+    v, w = names.velocity(exact, given), names.velocity(half, given).float()
+    assert ((v - w).norm() / v.norm()).item() < 0.02         # measured: 0.007; bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("content, fragment", [(b"", "safetensors: "), (b"junk" * 9, "safetensors: "),
+                                               (None, "No such file")])
+def test_file_that_is_no_model(meta, weights, tmp_path, content, fragment):
+    path, sizes = golden_file(meta, weights, tmp_path)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=fragment):
+        load_model(path, sizes, CPU)
+
+
+LOAD = """
+import resource, sys
+from pathlib import Path
+import torch
+from config import ModelConfig
+from model import DiT, load_model
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+before = peak()
+model = load_model(Path(sys.argv[1]), ModelConfig(*map(int, sys.argv[3:])), torch.device("cpu"),
+                   getattr(torch, sys.argv[2]))
+assert sum(p.float().sum().item() for p in model.parameters())          # every page is touched
+print((peak() - before) / Path(sys.argv[1]).stat().st_size)
+"""
+
+
+def memory_of_loading(path, sizes, dtype):
+    """How much memory another process needs at most to load a file and look at it, relative to its size."""
+    args = [path, dtype, *dataclasses.astuple(sizes)]
+    done = subprocess.run([sys.executable, "-c", LOAD, *map(str, args)], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+@pytest.mark.parametrize("dtype, limit", [("float32", 1.2), ("bfloat16", 0.8)])
+def test_memory_holds_the_weights_once(tmp_path, dtype, limit):
+    """A model that is initialised, read and copied takes three times its file."""
+    sizes = ModelConfig(dim=768, depth=16, heads=8, ff_mult=4, mel_dim=64, text_num_embeds=64, text_dim=128,
+                        cond_dim=128, conv_layers=1, max_frames=64)
+    with torch.device("meta"):
+        shapes = {f"transformer.{k}": v.shape for k, v in DiT(sizes).state_dict().items()}
+    save_file({k: torch.full(shape, 0.5) for k, shape in shapes.items()}, tmp_path / "model.safetensors")
+    assert memory_of_loading(tmp_path / "model.safetensors", sizes, dtype) < limit
+
+
+@pytest.mark.slow
+def test_full_size(golden, tmp_path):
+    """JAM-0.5's own size: every weight is the rule's, loads in 1.2 times its file, and sings 512 frames."""
+    want, path = golden("full_size_keys.json")["tensors"], tmp_path / "jam-0_5.safetensors"
+    weights = names.rule_weights({k: v["shape"] for k, v in want.items()})
+    for key, check in want.items():
+        assert weights[key].double().sum().item() == pytest.approx(check["sum"], abs=1e-4)
+    save_file(weights, path)
+    del weights
+    sizes = PRESETS["jam-0.5"].model
+    assert memory_of_loading(path, sizes, "float32") < 1.2
+    assert memory_of_loading(path, sizes, "bfloat16") < 0.8
+    model, rng = load_model(path, sizes, CPU), torch.Generator().manual_seed(0)
+    batch = {"phonemes": torch.randint(0, 64, (1, 2048), generator=rng),
+             "style": torch.randn(1, 512, generator=rng) / 512 ** 0.5, "start_time": torch.zeros(1),
+             "duration_abs": torch.tensor([0.5]), "duration_rel": torch.tensor([400 / 5000])}
+    noise = torch.randn(1, 512, 64, generator=rng)
+    with torch.no_grad():
+        one = model(noise, torch.tensor(0.3), model.condition(**batch))
+        two = {k: v.repeat(2, *[1] * (v.dim() - 1)) for k, v in batch.items()}
+        both = model(noise.repeat(2, 1, 1), torch.tensor(0.3), model.condition(**two))
+    assert one.shape == noise.shape and one.isfinite().all() and one.std() > 0.01
+    assert error(both[1:], one) < 1e-4
+    latents = sample(model, batch, noise, time_grid(3), PRESETS["jam-0.5"].guidance, torch.zeros(1, 512))
+    assert latents.isfinite().all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 24 * 1024 ** 2       # KiB
 
 
 def test_time_runs_from_noise_to_data(model, golden):

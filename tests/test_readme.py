@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-from config import SampleConfig, TrainConfig
+from config import BenchConfig, SampleConfig, TrainConfig
 from sample import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,7 +20,7 @@ COMMANDS = [shlex.split(line) for kind, block in BLOCKS for line in block.splitl
 
 def flags_of(script):
     """The flags that a script knows."""
-    configs = {"sample.py": SampleConfig, "train.py": TrainConfig}
+    configs = {"sample.py": SampleConfig, "train.py": TrainConfig, "bench.py": BenchConfig}
     if script in configs:
         settings = dataclasses.fields(configs[script])
         return {"--" + f.name.replace("_", "-") for f in settings} | {"--config", "--help"}
@@ -36,13 +36,14 @@ def test_commands_name_files_and_flags_that_exist(command):
     if command[0].endswith("pip"):
         assert (ROOT / command[-1]).is_file()
         return
-    assert (ROOT / command[1]).is_file()
-    assert {word for word in command if word.startswith("--")} <= flags_of(command[1])
+    script = next(i for i, word in enumerate(command) if word.endswith(".py"))        # torchrun has its own
+    assert (ROOT / command[script]).is_file()
+    assert {word for word in command[script:] if word.startswith("--")} <= flags_of(command[script])
 
 
 def test_flags_in_prose_exist():
     named = set(re.findall(r"`(--[\w-]+)", README))
-    assert named and named <= flags_of("sample.py") | flags_of("train.py")
+    assert named and named <= flags_of("sample.py") | flags_of("train.py") | flags_of("bench.py")
 
 
 def test_make_targets_exist():
@@ -76,6 +77,9 @@ def test_the_example_and_its_mistake(tiny_folder, tmp_path, monkeypatch):
     assert f"error: {caught.value}\n" in README
 
 
-def test_links_lead_to_files():
+def test_links_lead_to_files_and_headings():
     links = re.findall(r"\]\((?!http)([^)]+)\)", README)
-    assert links and all((ROOT / link).is_file() for link in links)
+    headings = {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-")
+                for line in re.findall(r"^#+ (.*)", README, re.MULTILINE)}
+    assert links and all(link[1:] in headings if link[0] == "#" else (ROOT / link).is_file()
+                         for link in links)

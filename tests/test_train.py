@@ -19,7 +19,8 @@ from conftest import BABY, ROOT
 from safetensors.torch import load_file
 
 import config
-from config import CONFIG, WEIGHTS, TrainConfig, UserError, preset_to_json
+from cli import preset_to_json
+from config import CONFIG, WEIGHTS, TrainConfig, UserError
 from data import Shards, collate
 from phonemes import SymbolTable
 from train import one_thread, rate_at, train
@@ -89,9 +90,9 @@ def test_a_killed_run_goes_on(cfg, tiny_preset, tmp_path):
     endless = dataclasses.asdict(dataclasses.replace(cfg, steps=10 ** 6))
     (tmp_path / CONFIG).write_text(preset_to_json(tiny_preset))
     code = f"""
-import dataclasses, pathlib, torch, config, train
+import dataclasses, pathlib, torch, cli, config, train
 torch.set_num_threads(1)
-config.PRESETS["tiny"] = config.preset_from_json(pathlib.Path({str(tmp_path / CONFIG)!r}))
+config.PRESETS["tiny"] = cli.preset_from_json(pathlib.Path({str(tmp_path / CONFIG)!r}))
 train.train(config.TrainConfig(**{endless!r}))
 """.replace("PosixPath", "pathlib.Path")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)

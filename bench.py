@@ -1,0 +1,115 @@
+"""How much memory and time a model takes, with random weights: `python bench.py --preset jam-0.5`.
+
+Read `main`; `Peak` counts the bytes of living tensors, on any device, and so lets a CPU tell what a GPU will
+need. What the kernels themselves borrow for a moment is not in it, except on CUDA, where the allocator's own
+count is taken.
+"""
+
+import dataclasses
+import time
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cli import parse, pick_device, run
+from config import PRESETS, BenchConfig, CodecConfig, UserError
+from data import collate, conditions
+from model import DiT, sample, time_grid
+from phonemes import SymbolTable
+from sample import DTYPES
+from vae import DEVICE_ROWS, MelCodec, Oobleck, OobleckCodec
+
+GIB = 1024 ** 3
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made inside of its block and still alive: now, and at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and id(tensor.untyped_storage()) not in self.known:
+                storage = tensor.untyped_storage()
+                self.known.add(id(storage))
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.gone, id(storage), storage.nbytes())
+        self.most = max(self.most, self.now)
+        return made
+
+    def gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def measure(work: Callable[[], object], device: torch.device) -> tuple[float, int]:
+    """Seconds and bytes at most that `work` takes, its result included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before, began = torch.cuda.memory_allocated(device), time.perf_counter()
+        work()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - began, torch.cuda.max_memory_allocated(device) - before
+    began = time.perf_counter()
+    with Peak() as peak:
+        work()
+    return time.perf_counter() - began, peak.most
+
+
+def random_codec(config: CodecConfig, device: torch.device,
+                 dtype: torch.dtype) -> tuple[MelCodec | OobleckCodec, int]:
+    """A codec with random weights, and how many bytes these take."""
+    if config.kind == "mel":
+        return MelCodec(config), 0
+    model = Oobleck(config).fold().requires_grad_(False).to(device, dtype)
+    codec = OobleckCodec(config, model, device, dtype, DEVICE_ROWS)     # as a GPU does it
+    return codec, sum(p.nbytes for p in model.parameters())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a table of what each stage takes."""
+    cfg = parse(BenchConfig, __doc__.splitlines()[0], argv)
+    if cfg.preset not in PRESETS or cfg.dtype not in DTYPES or cfg.steps < 2:
+        raise UserError(f"--preset, --dtype, --steps: expected {' or '.join(PRESETS)}, {' or '.join(DTYPES)}"
+                        ", 2 or more")
+    preset, device, dtype = PRESETS[cfg.preset], pick_device(cfg.device), DTYPES[cfg.dtype]
+    frame_hz = preset.codec.sample_rate_hz / preset.codec.hop
+    longest_s = preset.model.max_frames / frame_hz
+    duration_s = longest_s if cfg.duration is None else cfg.duration
+    if not 0 < duration_s <= longest_s:
+        raise UserError(f"--duration {duration_s}: expected seconds, {longest_s:.1f} at most")
+    torch.manual_seed(0)
+    model = DiT(preset.model).requires_grad_(False).to(device, dtype)
+    codec, codec_bytes = random_codec(preset.codec, device, dtype)
+    frames = int(duration_s * frame_hz)
+    item, _ = conditions([], frames, 0, preset, SymbolTable("a"))
+    item |= {"style": torch.randn(preset.model.cond_dim), "frames": frames}
+    batch = {k: v.to(device) for k, v in collate([item], None, preset).items()}
+    noise = torch.randn(1, batch["phonemes"].shape[1] // 4, preset.model.mel_dim, device=device)
+    rows = {"network's weights": (0.0, sum(p.nbytes for p in model.parameters())),
+            "codec's weights": (0.0, codec_bytes)}
+    negative = torch.zeros(1, preset.model.cond_dim, device=device)
+    everywhere = dataclasses.replace(preset.guidance, range=(0.0, 1.0))      # guided from the first step on
+    seconds, peak = measure(lambda: sample(model, batch, noise, time_grid(cfg.steps), everywhere, negative),
+                            device)
+    rows[f"sampling, per guided step of {noise.shape[1]} frames"] = (seconds / (cfg.steps - 1), peak)
+    seconds, peak = measure(lambda: codec.decode(noise.float().cpu()), device)
+    rows[f"decoding {duration_s:.1f} s"] = (seconds, peak)
+    held = rows["network's weights"][1] + rows["codec's weights"][1]
+    print(f"{cfg.preset}, {cfg.dtype}, {device}")
+    for name, (seconds, size) in rows.items():
+        print(f"{name:45} {size / GIB:8.3f} GiB {seconds:8.2f} s")
+    most = held + max(size for name, (_, size) in rows.items() if "weights" not in name)
+    print(f"{'at most, both loaded':45} {most / GIB:8.3f} GiB")
+
+
+if __name__ == "__main__":
+    run(main)

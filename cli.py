@@ -1,0 +1,247 @@
+"""Command lines, settings files and checkpoint configs from the classes of config.py; files written whole.
+
+Read `parse` (flags and --config), `preset_from_json` (a checkpoint's config), `replacing` (a file appears
+whole or not at all), `run` (how a mistake ends).
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import json
+import math
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import yaml
+
+from config import FILLERS, GUIDANCE_WEIGHTS, Preset, UserError
+
+
+def preset_to_json(preset: Preset, **more: object) -> str:
+    """A preset as the text of a checkpoint's config.json."""
+    return json.dumps(dataclasses.asdict(preset) | more, indent=1)
+
+
+def preset_from_json(path: Path) -> Preset:
+    """Rebuild a preset from a checkpoint's config.json.
+
+    Raises: UserError if it is missing or not of that form.
+    """
+    values = read_json(path)
+    try:
+        preset = build(Preset, {k: v for k, v in values.items() if k != "step"})
+        sizes, codec = preset.model, preset.codec
+        if min(dataclasses.astuple(sizes)) < 1 or sizes.dim % sizes.heads or sizes.dim % 16:
+            raise ValueError("model: sizes of 1 or more; dim a multiple of heads and of 16")
+        if min(codec.sample_rate_hz, codec.hop, codec.fold) < 1 or codec.hop % codec.fold:
+            raise ValueError("codec: rate, hop and fold of 1 or more; hop a multiple of fold")
+        if codec.kind == "mel" and codec.fold * codec.mels != sizes.mel_dim:
+            raise ValueError("codec: fold * mels is not the model's mel_dim")
+        if codec.kind == "oobleck" and (codec.latent_dim, math.prod(codec.strides)) != (
+                sizes.mel_dim, codec.hop):
+            raise ValueError("codec: latent_dim is not the model's mel_dim, or strides do not make hop")
+        if preset.filler not in FILLERS or preset.guidance.mode not in GUIDANCE_WEIGHTS or preset.steps < 2:
+            raise ValueError("filler, guidance or steps: unknown")
+        if preset.style_encoder not in ("muq-mulan", "none"):
+            raise ValueError("style_encoder: expected muq-mulan or none")
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise UserError(f"{path}: not a model's config: {e}") from None
+    return preset
+
+
+def build(cls: type, values: dict[str, object]) -> typing.Any:
+    """Build a dataclass, and those inside it, from JSON values. Raises: ValueError for another type."""
+    def fits(value: object, kind: object) -> bool:
+        return type(value) is kind or (type(value), kind) == (int, float)
+    kinds, made = typing.get_type_hints(cls), dict(values)
+    for name, kind in kinds.items():
+        value = values.get(name)
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            made[name] = build(kind, value)
+        elif typing.get_origin(kind) is tuple and isinstance(value, list) and all(
+                fits(x, typing.get_args(kind)[0]) for x in value):
+            made[name] = tuple(map(typing.get_args(kind)[0], value))
+        elif name in values and not fits(value, kind):
+            raise ValueError(f"{name} is {value!r}; expected {describe(kind)}")
+    return cls(**made)
+
+
+def convert(value: object, kind: object) -> object:
+    """Read one value of a field's annotated type from its text, or from a value of a settings file."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    text = str(value)
+    if type(None) in options and (value is None or str not in options and text.lower() == "none"):
+        return None
+    if value is None:
+        raise ValueError
+    kind = next(k for k in options if k is not type(None))
+    if kind == tuple[str, ...]:                              # the flag again and again, or a list of texts
+        return tuple(map(str, value)) if isinstance(value, list) else (text,)
+    if typing.get_origin(kind) is tuple:
+        return tuple(map(float, value if isinstance(value, list) and value else text.split(",")))
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    return kind(text)
+
+
+def describe(kind: object) -> str:
+    """A field's type in words, for errors and --help."""
+    options = ([k for k in typing.get_args(kind) if k is not type(None)]
+               if isinstance(kind, types.UnionType) else [kind])
+    names = {int: "whole number", float: "number", str: "text", Path: "path", bool: "true or false",
+             tuple[str, ...]: "text"}
+    return names.get(options[0], "numbers with commas between them")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors end as every other mistake does."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(message)
+
+
+def parse(cls: type, doc: str, argv: list[str] | None = None) -> typing.Any:
+    """Build dataclass `cls` from its defaults, a --config file and flags.
+
+    Raises: UserError for an unknown or misspelt name (with the nearest) and for a value of the wrong type.
+    """
+    kinds = typing.get_type_hints(cls)
+    parser = Parser(description=doc, allow_abbrev=False,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON or YAML file of these settings")
+    for f in dataclasses.fields(cls):
+        kind = kinds[f.name]
+        many = {"action": "append"} if kind == tuple[str, ...] | None else {}
+        bare = {"nargs": "?", "const": "true"} if kind is bool else {}
+        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **many, **bare,
+                            metavar=describe(kind).split()[0].upper(),
+                            help=f"{f.metadata['help']} (default: {f.default})")
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        reject(unknown[0], ["--" + name.replace("_", "-") for name in kinds])
+    flags = vars(known)
+    path = flags.pop("config")
+    values = read_config(path, kinds) | flags
+    for name, text in values.items():
+        try:
+            values[name] = convert(text, kinds[name])
+        except (ValueError, KeyError, TypeError):
+            where = f"--{name.replace('_', '-')}" if name in flags else f"{path}: {name}"
+            raise UserError(f"{where} {text}: expected {describe(kinds[name])}") from None
+    return cls(**values)
+
+
+def reject(name: str, known: list[str], where: str = "") -> typing.NoReturn:
+    near = difflib.get_close_matches(name.split("=")[0], known, 1, 0.5)
+    hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+    raise UserError(f"{where}unknown setting {name}{hint}")
+
+
+def read_config(path: Path | None, kinds: dict[str, object]) -> dict[str, object]:
+    """The settings in a JSON or YAML file: {} for None."""
+    if path is None:
+        return {}
+    values = read_yaml(path) if path.suffix.lower() in (".yaml", ".yml") else read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected an object of settings")
+    for name in values:
+        if name not in kinds:
+            reject(str(name), list(kinds), f"{path}: ")
+    return values
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, with or without BOM. Raises: UserError if it is missing or something else."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: byte {e.start}: not UTF-8 text") from None
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}") from None
+
+
+def read_json(path: Path) -> typing.Any:
+    """Read a JSON file.
+
+    Raises: UserError if it is missing or unreadable, or with line and column if it is not JSON.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        raise UserError(f"{path}: line {e.lineno}, column {e.colno}: not JSON: {e.msg}") from None
+    except (RecursionError, ValueError) as e:        # nested too deep, a number of too many digits
+        raise UserError(f"{path}: not JSON: {str(e)[:60]}") from None
+
+
+def read_yaml(path: Path) -> typing.Any:
+    """Read a YAML file. Raises: UserError, with line and column, if it is not one."""
+    text = read_text(path)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{path}: {where}not YAML: {getattr(e, 'problem', None) or e}") from None
+    except (RecursionError, ValueError) as e:
+        raise UserError(f"{path}: not YAML: {str(e)[:60]}") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which becomes `path` when the block ends well.
+
+    Raises: UserError if it cannot.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.chmod(0o644)                               # safetensors writes for its owner alone
+        temporary.replace(path)
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror or e}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def find(path: Path) -> Path:
+    """A relative path as it is, or, where there is nothing, inside of this repository: for the defaults."""
+    own = Path(__file__).resolve().parent / path
+    return own if not path.exists() and own.exists() else path
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that --device asks for; of several GPUs that of the process's rank on its machine.
+
+    Raises: UserError if it is none, or is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    try:
+        if torch.device(name).type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("expected auto, cpu, cuda or mps")
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"--device {name}: {str(e).splitlines()[0][:120]}") from None
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call main; a user's mistake ends as one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):                  # a terminal may not know the letters of a path
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        main()
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
