@@ -16,7 +16,6 @@ import torch.nn.functional as F
 import torchaudio.functional as AF
 from torch import Tensor
 
-from cli import replacing
 from config import UserError
 
 FORMATS = {".wav": {"format": "WAV", "subtype": "PCM_16"}, ".flac": {"format": "FLAC", "subtype": "PCM_16"},
@@ -194,29 +193,35 @@ def limit(wave: Tensor, peaks: Tensor, ceiling: float) -> Tensor:
 def master(wave: Tensor, rate_hz: int, samples: int) -> Tensor:
     """Bring wave (W, N) to -14 LUFS with true peaks at -1 dB at most; silence stays silence.
 
-    The loudness is that of the first `samples`: what follows them is not part of the song.
+    Loudness and mean are those of the first `samples`: what follows them is not part of the song.
     Differs: the original divides each channel by its peak, which moves the stereo image, and may clip.
     """
-    ceiling, gain_db = 10 ** (PEAK_DB / 20), 0.0
-    wave = wave.double() - wave.double().mean(1, keepdim=True)
-    peaks = true_peaks(wave)
-    for _ in range(8):                                       # limiting costs loudness: make up for it
+    ceiling = 10 ** (PEAK_DB / 20)
+    wave = wave.double() - wave[:, :samples].double().mean(1, keepdim=True)
+    peaks, now, gain_db = true_peaks(wave), loudness_lufs(wave[:, :samples], rate_hz), 0.0
+    for _ in range(6):                                       # limiting costs loudness: make up for it
+        if now is not None:
+            gain_db = min(gain_db + LOUDNESS_LUFS - now, MOST_GAIN_DB)
         scale = 10 ** (gain_db / 20)
         out = limit(wave * scale, peaks * scale, ceiling)
+        if now is None or peaks.max() * scale <= ceiling:    # silent, or nothing was limited
+            break
         now = loudness_lufs(out[:, :samples], rate_hz)
         if now is None or abs(now - LOUDNESS_LUFS) < 0.05 or gain_db == MOST_GAIN_DB and now < LOUDNESS_LUFS:
             break
-        gain_db = min(gain_db + LOUDNESS_LUFS - now, MOST_GAIN_DB)
     return out.clamp(-ceiling, ceiling).float()
 
 
-def write_wave(path: Path, wave: Tensor, rate_hz: int) -> None:
-    """Write wave (W, N) in the format of the path's ending (see FORMATS)."""
+def write_wave(path: Path, wave: Tensor, rate_hz: int, name: Path) -> None:
+    """Write wave (W, N) to path, in the format of the ending (see FORMATS) of its later name.
+
+    Raises: UserError for samples that are not finite, or that the format refuses.
+    """
     # One NaN would abort the MP3 encoder's whole process.
     if not wave.isfinite().all():
-        raise UserError(f"{path}: the song has samples that are not finite; lower --guidance-weights")
-    with replacing(path) as temporary, temporary.open("wb") as file:
+        raise UserError(f"{name}: the song has samples that are not finite; lower --guidance-weights")
+    with path.open("wb") as file:
         try:
-            soundfile.write(file, wave.T.numpy(), rate_hz, **FORMATS[path.suffix.lower()])
+            soundfile.write(file, wave.T.numpy(), rate_hz, **FORMATS[name.suffix.lower()])
         except soundfile.SoundFileError as e:
-            raise UserError(f"{path}: cannot be written: {e}") from None
+            raise UserError(f"{name}: cannot be written: {e}") from None

@@ -6,6 +6,7 @@ count is taken.
 """
 
 import dataclasses
+import math
 import time
 import weakref
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
     model = DiT(preset.model).requires_grad_(False).to(device, dtype)
     codec, codec_bytes = random_codec(preset.codec, device, dtype)
-    frames = int(duration_s * frame_hz)
+    frames = math.ceil(duration_s * frame_hz)
     item, _ = conditions([], frames, 0, preset, SymbolTable("a"))
     item |= {"style": torch.randn(preset.model.cond_dim), "frames": frames}
     batch = {k: v.to(device) for k, v in collate([item], None, preset).items()}

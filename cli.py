@@ -78,11 +78,14 @@ def convert(value: object, kind: object) -> object:
     text = str(value)
     if type(None) in options and (value is None or str not in options and text.lower() == "none"):
         return None
-    if value is None:
-        raise ValueError
     kind = next(k for k in options if k is not type(None))
     if kind == tuple[str, ...]:                              # the flag again and again, or a list of texts
-        return tuple(map(str, value)) if isinstance(value, list) else (text,)
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in values):
+            raise ValueError
+        return tuple(values)
+    if value is None or kind in (str, Path) and isinstance(value, bool):         # in YAML, no is a bool
+        raise ValueError
     if typing.get_origin(kind) is tuple:
         return tuple(map(float, value if isinstance(value, list) and value else text.split(",")))
     if kind is bool:
@@ -150,6 +153,8 @@ def read_config(path: Path | None, kinds: dict[str, object]) -> dict[str, object
     values = read_yaml(path) if path.suffix.lower() in (".yaml", ".yml") else read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected an object of settings")
+    if values.keys() >= {"settings", "request"}:             # the account of a song
+        values = values["settings"]
     for name in values:
         if name not in kinds:
             reject(str(name), list(kinds), f"{path}: ")

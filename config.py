@@ -151,7 +151,7 @@ class SampleConfig:
     manifest: Path | None = setting(
         None, "JSON list of {id, audio_path, lrc_path, duration, prompt_path[, seed]}; needs --out-dir")
     out_dir: Path | None = setting(None, "folder of a manifest's songs; finished ones are not made again")
-    format: str = setting("mp3", "wav, flac, ogg or mp3, of a manifest's songs")
+    format: str | None = setting(None, "wav, flac, ogg or mp3, of a manifest's songs; default: mp3")
     use_prompt_style: bool = setting(False, "style from a manifest's prompt_path, not its audio_path")
     # Where the parts of a model lie
     vae: str | None = setting(

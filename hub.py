@@ -4,20 +4,22 @@ Read ASSETS, then `fetch` (local first, then one download, checked), `plan` (whi
 `locate` and `encoder_folders` (their paths), `doctor` (what of it is here).
 """
 
+import functools
 import hashlib
 import http.client
 import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli import find, preset_from_json, replacing
+from audio import READABLE
+from cli import find, preset_from_json, read_json, replacing
 from config import CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, Preset, SampleConfig, UserError
+from style import weighted
 
 TIMEOUT_S = 30                                               # of a plain url; the hub's library has its own
 JAM = "non-commercial, songs too: Project Jamify licence + Stability AI Community Licence"
@@ -87,7 +89,6 @@ ASSETS = {
 }
 ENCODER = ("mulan", "mulan-config", "muq-config", "xlmr-config", "xlmr-tokenizer")
 DECODERS = ("diffrhythm", "stable-audio")
-VECTORS = (".npy", ".pt", ".safetensors")                    # a --style with another ending is sound
 LIBRARIES = ("torch", "torchaudio", "transformers", "huggingface_hub", "muq", "deep-phonemizer",
              "safetensors", "soundfile", "numpy")
 
@@ -226,14 +227,21 @@ def own_cache() -> Path:
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file, in hex. Raises: UserError if it cannot be read."""
-    digest = hashlib.sha256()
+    """The checksum of a file, in hex, which is read once while it is the same. Raises: UserError."""
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(2 ** 20):
-                digest.update(chunk)
+        about = path.stat()
+        return digest_of(path, about.st_size, about.st_mtime_ns)
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from None
+
+
+@functools.cache
+def digest_of(path: Path, size: int, changed_ns: int) -> str:
+    """As `sha256`; size and time of change are only the cache's."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2 ** 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -295,7 +303,8 @@ def choose_model(cfg: SampleConfig) -> tuple[Preset, Path | str]:
         return preset_from_json(path / CONFIG), path / WEIGHTS
     if path.suffix == ".safetensors" and path.is_file():
         config = beside(path, CONFIG)
-        return preset_from_json(config) if config else PRESETS["jam-0.5"], path
+        own = config is not None and "codec" in read_json(config)        # the hub's own files know no codec
+        return preset_from_json(config) if own else PRESETS["jam-0.5"], path
     raise UserError(f"--model {cfg.model}: expected baby, jam-0.5, a .safetensors file, or a folder with "
                     f"{WEIGHTS} and {CONFIG}")
 
@@ -382,9 +391,10 @@ def needs(cfg: SampleConfig) -> list[str]:
     """The assets without which --model, with the other flags, cannot sing. Raises: UserError, as `plan`."""
     preset, parts = plan(cfg)
     at = [*parts.values(), "vocal" if (cfg.negative_style or preset.negative_style) == "vocal" else None]
-    endings = {Path(re.sub(r":[-+.\de]*$", "", style)).suffix for style in cfg.style or ()}
-    if cfg.style_text or endings - {"", *VECTORS}:
-        at += encoder_plan(cfg).values()
+    if preset.style_encoder != "none":
+        endings = {Path(weighted(style, os.path.isfile)[0]).suffix.lower() for style in cfg.style or ()}
+        if cfg.style_text or cfg.style_encoder or cfg.manifest or endings & {*READABLE}:
+            at += encoder_plan(cfg).values()
     return [name for name in at if isinstance(name, str)]
 
 

@@ -17,10 +17,12 @@ import torch
 
 from cli import read_json, read_text, replacing
 from config import SampleConfig, UserError
+from style import weighted
 
 KEYS = ("id", "lrc_path", "duration", "audio_path", "prompt_path", "seed", "style")
 FOLDERS = ("generated", "generated_orig", "cfm_latents")     # songs, in full length, their latents
 LONGEST_ID = 200               # bytes of a file's name, to which endings are added
+LONGEST_S = 1e6                # of a song that is worth a number
 MOST_DAYS = 365                # that one process may work before the others give it up
 
 
@@ -60,10 +62,11 @@ def read_manifest(path: Path, variants: int) -> list[tuple[str, object]]:
 
 
 def song_of(name: str, entry: object, cfg: SampleConfig) -> Song:
-    """One entry, checked. Raises: UserError, naming manifest and id."""
-    where = f'{cfg.manifest}: song "{name}"'
+    """One entry, checked; null is as good as nothing. Raises: UserError, naming the manifest."""
+    where = str(cfg.manifest)
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected an object, not {str(entry)[:40]}")
+    entry = {key: value for key, value in entry.items() if value is not None}
     unknown = sorted(entry.keys() - set(KEYS))
     if unknown:
         raise UserError(f"{where}: {unknown[0]} is unknown; known: {', '.join(KEYS)}")
@@ -72,29 +75,32 @@ def song_of(name: str, entry: object, cfg: SampleConfig) -> Song:
         if key in ("id", "lrc_path") and value is None or value is not None and (
                 not isinstance(value, str) or not value):
             raise UserError(f'{where}: "{key}" is {value!r}; expected a text')
-    if name in (".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > LONGEST_ID:
-        raise UserError(f"{where}: the id names its files: no / and {LONGEST_ID} bytes at most")
-    duration, seed = entry.get("duration"), entry.get("seed", cfg.seed)
-    if duration is not None and (isinstance(duration, bool) or not isinstance(duration, (int, float))):
-        raise UserError(f"{where}: duration is {duration!r}; expected seconds")
+    if name in (".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > LONGEST_ID:
+        raise UserError(f"{where}: the id names its files: printable letters without /, {LONGEST_ID} bytes "
+                        "at most")
+    duration, seed = entry.get("duration", cfg.duration), entry.get("seed", cfg.seed)
+    if duration is not None and (isinstance(duration, bool) or not isinstance(duration, (int, float))
+                                 or not 0 < duration < LONGEST_S):
+        raise UserError(f"{where}: duration is {str(duration)[:20]!r}; expected seconds above 0")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2 ** 63:
         raise UserError(f"{where}: seed is {seed!r}; expected 0 to {2 ** 63 - 1}")
     styles, texts = style_of(entry, cfg, where)
-    return Song(name, locate(entry["lrc_path"], cfg, where), styles, texts, duration, seed)
+    return Song(name, locate(entry["lrc_path"], cfg), styles, texts, duration, seed)
 
 
 def style_of(entry: dict, cfg: SampleConfig, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """An entry's styles and texts; where it has none, those of the flags."""
     if cfg.ignore_style:
         return (), ()
-    if cfg.use_prompt_style and entry.get("prompt_path") is None:
+    if cfg.use_prompt_style and "prompt_path" not in entry:
         raise UserError(f'{where}: has no "prompt_path"; --use-prompt-style needs it')
-    if entry.get("style") is not None and not cfg.use_prompt_style:
-        return (entry["style"],), ()
-    if entry.get("audio_path") is not None and not cfg.use_prompt_style:
-        return (str(locate(entry["audio_path"], cfg, where)),), ()
-    if entry.get("prompt_path") is not None:
-        path = locate(entry["prompt_path"], cfg, where)
+    if "style" in entry and not cfg.use_prompt_style:
+        name, weight = weighted(entry["style"], lambda whole: find_beside(whole, cfg) is not None)
+        return (f"{find_beside(name, cfg) or name}:{weight}",), ()
+    if "audio_path" in entry and not cfg.use_prompt_style:
+        return (f"{locate(entry['audio_path'], cfg)}:1",), ()
+    if "prompt_path" in entry:
+        path = locate(entry["prompt_path"], cfg)
         text = " ".join(read_text(path).split())
         if not text:
             raise UserError(f"{path}: has no text; expected a description of the style")
@@ -102,15 +108,17 @@ def style_of(entry: dict, cfg: SampleConfig, where: str) -> tuple[tuple[str, ...
     return cfg.style or (), cfg.style_text or ()
 
 
-def locate(name: str, cfg: SampleConfig, where: str) -> Path:
-    """A manifest's file, beside it or in the working directory. Raises: UserError if it is in neither."""
-    try:
-        for path in (cfg.manifest.parent / name, Path(name)):
-            if path.is_file():
-                return path
-    except (OSError, ValueError):                            # a name that no file can have
-        pass
-    raise UserError(f"{where}: {name}: no such file beside {cfg.manifest} or in the working directory")
+def find_beside(name: str, cfg: SampleConfig) -> Path | None:
+    """A manifest's file, beside it or in the working directory, if there is one."""
+    return next((path for path in (cfg.manifest.parent / name, Path(name)) if os.path.isfile(path)), None)
+
+
+def locate(name: str, cfg: SampleConfig) -> Path:
+    """As `find_beside`. Raises: UserError if there is none."""
+    path = find_beside(name, cfg)
+    if path is None:
+        raise UserError(f"{name}: no such file beside {cfg.manifest} or in the working directory")
+    return path
 
 
 @dataclass(frozen=True)
@@ -141,17 +149,18 @@ def outputs_of(song: Song, cfg: SampleConfig) -> list[Outputs]:
         return [Outputs(cfg.out.with_name(name + cfg.out.suffix))
                 for name in names_of(cfg.out.stem, cfg.batch_infer_num)]
     songs, originals, latents = (cfg.out_dir / name for name in FOLDERS)
-    return [Outputs(songs / f"{name}.{cfg.format}", originals / f"{name}.{cfg.format}",
-                    latents / f"{name}.pt") for name in names_of(song.id, cfg.batch_infer_num)]
+    ending = cfg.format or "mp3"
+    return [Outputs(songs / f"{name}.{ending}", originals / f"{name}.{ending}", latents / f"{name}.pt")
+            for name in names_of(song.id, cfg.batch_infer_num)]
 
 
 class Processes:
     """This process among those that torchrun started: rank of world; alone, 0 of 1."""
 
     def __init__(self):
-        self.rank = int(os.environ.get("RANK", 0))
-        self.world = int(os.environ.get("WORLD_SIZE", 1))
-        self.local = int(os.environ.get("LOCAL_RANK", 0))
+        started = "TORCHELASTIC_RUN_ID" in os.environ        # others set WORLD_SIZE for purposes of their own
+        self.rank, self.world, self.local = (int(os.environ[name]) if started else alone for name, alone in (
+            ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
         if self.world > 1:                       # gloo everywhere: no tensor is exchanged
             torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=MOST_DAYS))
 
@@ -181,8 +190,8 @@ class Report:
             try:
                 for name in FOLDERS:
                     (self.folder / name).mkdir(parents=True, exist_ok=True)
-                for old in self.folder.glob("metadata_process*.jsonl"):
-                    old.unlink()
+                for old in [*self.folder.glob("metadata_process*.jsonl"), self.folder / "metadata.json"]:
+                    old.unlink(missing_ok=True)
             except OSError as e:
                 raise UserError(f"--out-dir {self.folder}: {e.strerror}") from None
             with replacing(self.folder / "generation_config.json") as path:
@@ -193,7 +202,7 @@ class Report:
         """Note that a song is "made", was "finished" before, or "failed"; jobs are its requests and files."""
         line = {"id": name, "status": status, "seeds": [request["seed"] for request, _ in jobs],
                 "songs": [str(outputs.song.relative_to(self.folder)) for _, outputs in jobs], "error": error}
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def merge(self, order: list[str]) -> list[dict]:
@@ -204,6 +213,7 @@ class Report:
         songs = sorted(map(json.loads, lines), key=lambda song: order.index(song["id"]))
         if self.processes.rank == 0:
             with replacing(self.folder / "metadata.json") as path:
-                path.write_text(json.dumps(songs, ensure_ascii=False, indent=1), encoding="utf-8")
+                path.write_text(json.dumps(songs, ensure_ascii=False, indent=1), encoding="utf-8",
+                                errors="backslashreplace")
         self.processes.wait()
         return songs

@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from audio import FORMATS, master, write_wave
+from audio import FORMATS, READABLE, master, write_wave
 from cli import find, parse, pick_device, replacing, run
 from config import GUIDANCE_WEIGHTS, Guidance, Preset, SampleConfig, UserError
 from data import collate, conditions
-from hub import ModelFiles, doctor, encoder_folders, fetch, locate, sha256
+from hub import ASSETS, ModelFiles, doctor, encoder_folders, fetch, locate, sha256
 from lyrics import Word, check_duration, place, pronounce, read
 from manifest import Outputs, Processes, Report, Song, outputs_of, read_manifest, song_of
 from model import load_model, sample, time_grid
 from phonemes import CELLS_PER_FRAME, SymbolTable, load_phonemizer
-from style import Crop, StyleEncoder, negative_vector, style_vector, weighted
+from style import Crop, StyleEncoder, default_style, negative_vector, style_vector, weighted
 from vae import make_codec
 
 TAIL_S = 0.5                   # silence after the last word where no duration is given
@@ -86,8 +86,8 @@ class Arranger:
     def lay(self, song: Song, words: list[Word], duration_s: float) -> Score:
         """Lay words, which have their phonemes, on the grid, and find the style. Raises: UserError."""
         style = self.negative[0] if self.cfg.ignore_style else style_vector(
-            song.styles, song.texts, self.crop(song), self.files.styles, self.preset.model.cond_dim,
-            lambda: self.encoder)
+            song.styles, song.texts, crop_of(self.cfg, song.seed), self.files.styles,
+            self.preset.model.cond_dim, lambda: self.encoder)
         frames = min(math.ceil(duration_s * self.frame_hz), self.preset.model.max_frames)
         spoken = [(w.start, w.end, w.phoneme) for w in words]
         item, placed = conditions(spoken, frames, 0, self.preset, self.table)
@@ -95,23 +95,18 @@ class Arranger:
         batch = collate([item | {"style": style, "frames": frames}], None, self.preset)
         return Score(song, words, batch, self.negative, duration_s)
 
-    def crop(self, song: Song) -> Crop:
-        """Which part of a sound file its style is taken from."""
-        return Crop(self.cfg.style_start, self.cfg.num_style_secs,
-                    song.seed if self.cfg.random_crop_style else None)
-
 
 class Singer:
     """Network and codec of a model.
 
-    Args: device and type of the network's and the autoencoder's weights.
+    Args: device of both; dtype of the network. Sound is computed in float32: in bfloat16 it gets noisy.
     Raises: UserError if a file is missing or does not fit.
     """
 
     def __init__(self, files: ModelFiles, device: torch.device, dtype: torch.dtype = torch.float32):
         self.device, self.preset = device, files.preset
         self.model = load_model(files.weights, self.preset.model, device, dtype)
-        self.codec = make_codec(self.preset.codec, files.codec, device, dtype)
+        self.codec = make_codec(self.preset.codec, files.codec, device)
 
     def latents(self, score: Score, seed: int, cfg: SampleConfig, progress=lambda steps: steps) -> Tensor:
         """Sing one song's latents (1, T, C). Its noise comes from the CPU and its own seed, on any device."""
@@ -124,11 +119,11 @@ class Singer:
                       score.negative.to(self.device), progress).cpu()
 
 
-def check_output(path: Path, lyrics: Path) -> None:
-    """Raise UserError, before any work is done, if the song could not be written to path."""
-    about = Outputs(path).account
+def check_output(path: Path, inputs: list[Path]) -> None:
+    """Raise UserError, before any work is done, if a song cannot be written to path, or is an input."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--out {path}: unknown ending; expected {', '.join(FORMATS)}")
+    about = Outputs(path).account
     if len(os.fsencode(about.name)) > LONGEST_NAME:
         raise UserError(f"--out {path}: a name of more than {LONGEST_NAME - len('.json')} bytes")
     if not path.parent.is_dir():
@@ -136,10 +131,16 @@ def check_output(path: Path, lyrics: Path) -> None:
     for file in (path, about):
         if file.is_dir():
             raise UserError(f"--out {path}: {file} is a folder")
-        if file.exists() and file.samefile(lyrics):
-            raise UserError(f"--out {path}: would overwrite the lyrics {lyrics}")
+        for used in inputs:
+            if file.exists() and os.path.exists(used) and file.samefile(used):
+                raise UserError(f"--out {path}: would overwrite {used}")
         if not os.access(path.parent, os.W_OK) or file.exists() and not os.access(file, os.W_OK):
             raise UserError(f"--out {path}: no permission to write")
+
+
+def crop_of(cfg: SampleConfig, seed: int) -> Crop:
+    """Which part of a sound file a style is taken from. Raises: UserError for a part that cannot be."""
+    return Crop(cfg.style_start, cfg.num_style_secs, seed if cfg.random_crop_style else None)
 
 
 def check(cfg: SampleConfig) -> None:
@@ -148,18 +149,19 @@ def check(cfg: SampleConfig) -> None:
         raise UserError(f"--seed {cfg.seed}: expected 0 to {2 ** 63 - 1}, of all variants")
     if cfg.batch_infer_num < 1:
         raise UserError(f"--batch-infer-num {cfg.batch_infer_num}: expected 1 or more variants")
-    if not 0 < cfg.num_style_secs < math.inf:
-        raise UserError(f"--num-style-secs {cfg.num_style_secs}: expected seconds above 0")
-    if not 0 <= cfg.style_start < math.inf:
-        raise UserError(f"--style-start {cfg.style_start}: expected seconds, 0 or more")
+    crop_of(cfg, cfg.seed)
     if cfg.sway is not None and not -1 <= cfg.sway <= 0:
         raise UserError(f"--sway {cfg.sway}: expected -1 to 0")
     if cfg.dtype not in DTYPES:
         raise UserError(f"--dtype {cfg.dtype}: expected {' or '.join(DTYPES)}")
-    if f".{cfg.format}" not in FORMATS:
-        raise UserError(f"--format {cfg.format}: expected {', '.join(f[1:] for f in FORMATS)}")
+    if cfg.format is not None and (cfg.manifest is None or f".{cfg.format}" not in FORMATS):
+        raise UserError(f"--format {cfg.format}: expected {', '.join(f[1:] for f in FORMATS)} and --manifest")
     if (cfg.manifest is None) != (cfg.out_dir is None):
         raise UserError("--manifest and --out-dir: one needs the other")
+    if not cfg.out.name:
+        raise UserError(f"--out {cfg.out}: expected a file's name")
+    if cfg.manifest and (cfg.lyrics, cfg.out) != (SampleConfig.lyrics, SampleConfig.out):
+        raise UserError("--manifest names the lyrics, --out-dir the songs; leave out --lyrics and --out")
     if cfg.use_prompt_style and cfg.manifest is None:
         raise UserError("--use-prompt-style: needs --manifest; one song's style in words is --style-text")
     if cfg.ignore_style and (cfg.style or cfg.style_text or cfg.use_prompt_style):
@@ -203,28 +205,37 @@ def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig) -
 
     Files count by what is in them, not by their names.
     """
-    settings = ("steps", "guidance", "guidance_weights", "guidance_range", "sway", "num_style_secs",
-                "style_start", "random_crop_style", "ignore_style", "dtype")
+    settings = ["steps", "guidance", "guidance_weights", "guidance_range", "sway", "ignore_style", "dtype"]
     parts = {"lyrics": song.lyrics, "weights": files.weights, "phonemizer": files.phonemizer,
              "codec": files.codec, "styles": files.styles}
     styles = [weighted(name, os.path.isfile) for name in song.styles]
+    sound = any(Path(name).suffix.lower() in READABLE for name, _ in styles)
+    if sound:
+        settings += ["num_style_secs", "style_start", "random_crop_style"]
+    if (sound or song.texts) and files.preset.style_encoder != "none":
+        parts["style_encoder"] = encoder_folders(cfg)[0] / ASSETS["mulan"].file
+    def content(name: str) -> str:
+        return sha256(Path(name)) if os.path.isfile(name) else name
+    # What of the preset is not among the settings.
+    preset = dataclasses.replace(files.preset, guidance=None, steps=0, negative_style="")
     return {"seed": song.seed + variant, "duration": song.duration_s,
-            "style": [[sha256(Path(name)) if os.path.isfile(name) else name, weight]
-                      for name, weight in styles],
-            "style_text": song.texts, "negative_style": sha256(Path(cfg.negative_style)) if os.path.isfile(
-                cfg.negative_style) else cfg.negative_style,
-            **{name: getattr(cfg, name) for name in settings},
+            "style": [[content(name), weight] for name, weight in styles], "style_text": song.texts,
+            "negative_style": content(cfg.negative_style),
+            **{name: getattr(cfg, name) for name in settings}, "preset": dataclasses.asdict(preset),
             "sha256": {part: sha256(path) for part, path in parts.items() if path}}
 
 
-def sidecar(score: Score, request: dict, cfg: SampleConfig, preset: Preset,
+def sidecar(score: Score, request: dict, cfg: SampleConfig, outputs: Outputs,
             seconds: dict[str, float]) -> str:
-    """The account of a song: everything needed to remake it; `--lyrics` takes it, too."""
+    """The account of a song: everything needed to remake it; `--lyrics` and `--config` take it, too."""
+    song = score.song
+    settings = dataclasses.replace(
+        cfg, lyrics=song.lyrics, style=song.styles or None, style_text=song.texts or None,
+        duration=score.duration_s, seed=request["seed"], out=outputs.song, batch_infer_num=1, manifest=None,
+        out_dir=None, format=None, use_prompt_style=False)
     return json.dumps({
-        "request": request, "settings": dataclasses.asdict(cfg), "duration": score.duration_s,
-        "word": [dataclasses.asdict(word) for word in score.words],
-        "style": [round(x, 7) for x in score.batch["style"][0].tolist()],
-        "preset": dataclasses.asdict(preset),
+        "id": song.id, "request": request, "settings": dataclasses.asdict(settings),
+        "word": [dataclasses.asdict(word) for word in score.words], "style": score.batch["style"][0].tolist(),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }, default=str, ensure_ascii=False, indent=1)
@@ -241,29 +252,35 @@ def sing(singer: Singer, score: Score, request: dict, cfg: SampleConfig, outputs
     samples = round(score.duration_s * rate_hz)
     wave = master(singer.codec.decode(latents, bar("decoding", "part"))[0], rate_hz, samples)      # (W, N)
     seconds = {"sample": sampled - began, "decode": time.perf_counter() - sampled}
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:                    # the account appears last: then all is there
         path = stack.enter_context(replacing(outputs.account))
-        path.write_text(sidecar(score, request, cfg, singer.preset, seconds), encoding="utf-8",
+        path.write_text(sidecar(score, request, cfg, outputs, seconds), encoding="utf-8",
                         errors="backslashreplace")
         if outputs.latents:
             torch.save(latents[0].clone(), stack.enter_context(replacing(outputs.latents)))
-        if outputs.original:
-            write_wave(outputs.original, wave, rate_hz)
-        write_wave(outputs.song, wave[:, :samples], rate_hz)
+        for path, part in ((outputs.original, wave), (outputs.song, wave[:, :samples])):
+            if path:
+                write_wave(stack.enter_context(replacing(path)), part, rate_hz, path)
+        outputs.account.unlink(missing_ok=True)              # from here on the old files are replaced
     return seconds
 
 
 def sing_one(cfg: SampleConfig, began: float) -> None:
     """Make one song, and its variants."""
+    if Processes().world > 1:
+        raise UserError("several processes make the songs of a --manifest; one song needs one")
     song = Song("", find(cfg.lyrics), cfg.style or (), cfg.style_text or (), cfg.duration, cfg.seed)
+    inputs = [song.lyrics, *(Path(weighted(name, os.path.isfile)[0]) for name in song.styles)]
     for outputs in outputs_of(song, cfg):
-        check_output(outputs.song, song.lyrics)
+        check_output(outputs.song, [*inputs, Path(cfg.negative_style or "")])
     device, files = pick_device(cfg.device), locate(cfg)
     cfg = resolve(cfg, files.preset)
+    if not song.styles and not song.texts and not cfg.ignore_style:
+        song = dataclasses.replace(song, styles=default_style(files.styles))
     score = Arranger(files, cfg, device).score(song)         # the style encoder is gone with its arranger
     gc.collect()
     singer = Singer(files, device, DTYPES[cfg.dtype])
-    names = ", ".join([*song.styles, *song.texts]) or ("ignored" if cfg.ignore_style else "the model's first")
+    names = ", ".join([*song.styles, *song.texts]) or "ignored"
     print(f"seed {cfg.seed}, style {names}, {len(score.words)} words in {score.duration_s:.2f} s, "
           f"on {device}")
     load_s = time.perf_counter() - began
@@ -284,29 +301,36 @@ def peak_gib(device: torch.device) -> str:
     return text
 
 
+# What one song may lead to: RuntimeError is a device without memory left.
+SONG_ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError)
+
+
 @contextlib.contextmanager
 def reported(name: str, report: Report):
     """What goes wrong with one song is told with its id; the others are made nevertheless."""
     try:
         yield
-    except (UserError, OSError, RuntimeError) as e:          # RuntimeError: a device without memory left
+    except SONG_ERRORS as e:
         text = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
-        print(f'error: song "{name}": {text}', file=sys.stderr, flush=True)
+        print("error:", UserError(f'song "{name}": {text}'), file=sys.stderr, flush=True)       # one line
         report.add(name, "failed", error=text)
 
 
 def sing_many(cfg: SampleConfig) -> bool:
     """Make a manifest's songs, this process its share of them. Returns whether all are there now."""
     processes = Processes()
+    if processes.local == 0:
+        locate(cfg)                                          # one process of each machine downloads
+    processes.wait()
     device, files = pick_device(cfg.device, processes.local), locate(cfg)
     if device.type == "cpu":      # sums depend on the number of threads; songs must not on that of processes
-        torch.set_num_threads(1)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))     # torchrun sets 1, too
     cfg, report, pending = resolve(cfg, files.preset), Report(cfg.out_dir, processes), []
     entries = read_manifest(cfg.manifest, cfg.batch_infer_num)
     report.begin(cfg)
     for i, (name, entry) in enumerate(entries):              # every process looks at all: they have to agree
         mine = i % processes.world == processes.rank
-        with reported(name, report) if mine else contextlib.suppress(UserError, OSError):
+        with reported(name, report) if mine else contextlib.suppress(*SONG_ERRORS):
             song = song_of(name, entry, cfg)
             jobs = [(request_of(song, k, files, cfg), o) for k, o in enumerate(outputs_of(song, cfg))]
             if not all(outputs.made(request) for request, outputs in jobs):
@@ -324,6 +348,8 @@ def sing_many(cfg: SampleConfig) -> bool:
     for score, jobs in scores:
         with reported(score.song.id, report):
             for request, outputs in jobs:
+                if outputs.made(request):
+                    continue
                 seconds = sing(singer, score, request, cfg, outputs, processes.world == 1)
                 print(f"{score.song.id}: {score.duration_s:.1f} s of song in {sum(seconds.values()):.1f} s: "
                       f"{outputs.song.resolve()}", flush=True)
@@ -337,9 +363,9 @@ def main(argv: list[str] | None = None) -> None:
     """Make one song, or a manifest's."""
     began = time.perf_counter()
     cfg = parse(SampleConfig, __doc__.splitlines()[0], argv)
+    check(cfg)
     if cfg.doctor:
         sys.exit(0 if doctor(cfg) else 1)
-    check(cfg)
     if cfg.manifest is None:
         sing_one(cfg, began)
     elif not sing_many(cfg):

@@ -86,9 +86,7 @@ def style_vector(names: tuple[str, ...], texts: tuple[str, ...], crop: Crop, shi
     """
     named = named_styles(shipped)
     if not names and not texts:
-        if not named:
-            raise UserError("this model names no styles; give --style FILE or --style-text PROMPT")
-        names = (min(named),)
+        names = default_style(shipped)
     parts, weights = [], []
     for text in names:
         name, weight = weighted(text, lambda whole: whole in named or os.path.isfile(whole))
@@ -137,6 +135,14 @@ def named_styles(path: Path | None) -> dict[str, Tensor]:
         return load_file(path) if path else {}
     except (OSError, SafetensorError) as e:
         raise UserError(f"{path}: {e}") from None
+
+
+def default_style(shipped: Path | None) -> tuple[str]:
+    """The first style that a model names, by the alphabet. Raises: UserError if it names none."""
+    named = named_styles(shipped)
+    if not named:
+        raise UserError("this model names no styles; give --style FILE or --style-text PROMPT")
+    return (min(named),)
 
 
 def find_style(name: str, named: dict[str, Tensor], crop: Crop, width: int) -> Callable[[Callable], Tensor]:

@@ -9,6 +9,7 @@ which runs it in chunks, then `load_oobleck`, which reads the published layouts 
 
 import itertools
 import math
+import pickle
 import re
 import warnings
 import zipfile
@@ -253,10 +254,12 @@ class Scripted(nn.Module):
         self.script = script
 
     def encode(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        return posterior(self.script.encode_export(audio.float()))
+        with torch.jit.optimized_execution(False):           # it would change after its first runs
+            return posterior(self.script.encode_export(audio.float()))
 
     def decode(self, latent: Tensor) -> Tensor:
-        return self.script.decode_export(latent.float())
+        with torch.jit.optimized_execution(False):
+            return self.script.decode_export(latent.float())
 
 
 def key_map(model: Oobleck, layout: str) -> dict[str, str]:
@@ -376,7 +379,9 @@ def load_oobleck(path: Path, config: CodecConfig, device: torch.device | str = "
     except UserError:
         raise
     except (*READ_ERRORS, SafetensorError, zipfile.BadZipFile) as e:
-        raise UserError(f"{path}: not an autoencoder's weights: {' '.join(str(e).split())[:120]}") from None
+        reason = ("neither safetensors, TorchScript nor a checkpoint of tensors"
+                  if isinstance(e, pickle.UnpicklingError) else " ".join(str(e).split())[:120])
+        raise UserError(f"{path}: not an autoencoder's weights: {reason}") from None
     dtype = torch.float32 if isinstance(model, Scripted) else dtype
     return model.eval().requires_grad_(False).to(device, dtype)
 
@@ -396,7 +401,9 @@ def make_codec(config: CodecConfig, path: Path | None = None, device: torch.devi
     if path is None:
         raise UserError("codec oobleck: needs the file of its weights")
     model = load_oobleck(path, config, device, dtype)
-    return OobleckCodec(config, model.fold() if isinstance(model, Oobleck) else model, device, dtype)
+    if isinstance(model, Scripted):
+        return OobleckCodec(config, model, device)
+    return OobleckCodec(config, model.fold(), device, dtype)
 
 
 def silence_of(config: CodecConfig, published: Callable[[], Path]) -> Tensor:

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
+import types
 import warnings
 
 import numpy as np
@@ -115,7 +117,8 @@ def test_outputs(jam, inputs, tmp_path, capsys):
         assert latents.shape == (96, 8) and latents.dtype == torch.float32 and latents.isfinite().all()
         account = json.loads((out / "generated" / f"{name}.wav.json").read_text())
         assert account["request"]["seed"] == 0 and len(account["style"]) == WIDTH
-        assert set(account["request"]["sha256"]) == {"lyrics", "weights", "phonemizer", "codec"}
+        assert set(account["request"]["sha256"]) == {
+            "lyrics", "weights", "phonemizer", "codec", "style_encoder"}
     again = parse(SampleConfig, "", ["--config", str(out / "generation_config.json")])
     assert again.steps == 3 and again.guidance_weights == (4.7, 2.6) and again.manifest == inputs
     assert "its weights are taken" in capsys.readouterr().out         # which way the TorchScript file went
@@ -166,6 +169,73 @@ def test_finished_songs_are_skipped(jam, inputs, tmp_path, monkeypatch, capsys):
     assert run(jam, inputs, out, "--steps", "2")[0] == 0 and len(sung) == 7
 
 
+def test_what_is_asked_for_differently_is_made_again(jam, inputs, tmp_path, monkeypatch):
+    """Other weights of the style encoder or another preset: a stale song; another window of a text: none."""
+    out, sung, sing = tmp_path / "out", [], sample.sing
+    monkeypatch.setattr(sample, "sing", lambda singer, score, request, *rest: (
+        sung.append((score.song.id, request["seed"])), sing(singer, score, request, *rest))[1])
+    change(inputs, 0, audio_path=None)                       # its style is a text
+    run(jam, inputs, out)
+    sung.clear()
+    run(jam, inputs, out, "--batch-infer-num", 2)            # the first variants are there
+    assert sung == [("one", 1), ("two, too", 1), ("drei", 1)]
+    sung.clear()
+    run(jam, inputs, out, "--num-style-secs", 10)
+    assert sung == [("two, too", 0), ("drei", 0)]
+    other = tmp_path / "encoder"
+    shutil.copytree(jam[5], other)
+    weights = torch.load(other / "MuQ-MuLan-large" / "pytorch_model.bin", weights_only=True)
+    weights = {k: v + 1e-3 if v.is_floating_point() else v for k, v in weights.items()}
+    torch.save(weights, other / "MuQ-MuLan-large" / "pytorch_model.bin")
+    sung.clear()
+    run([*jam, "--style-encoder", other], inputs, out)
+    assert len(sung) == 3
+    model = tmp_path / "model"
+    shutil.copytree(jam[1], model)
+    config = json.loads((model / CONFIG).read_text())
+    (model / CONFIG).write_text(json.dumps(config | {"filler": "average_repeat"}))
+    sung.clear()
+    run([*jam, "--style-encoder", other, "--model", model], inputs, out)
+    assert len(sung) == 3
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_killed_between_two_files(jam, inputs, tmp_path, monkeypatch, after):
+    """The original of one seed beside the song of another, told to be finished."""
+    out, writes, write = tmp_path / "out", [], sample.write_wave
+    run(jam, inputs, out)
+    before = sounds(out)
+
+    def killed(*args):
+        writes.append(args)
+        if len(writes) > after:
+            raise KeyboardInterrupt
+        write(*args)
+    monkeypatch.setattr(sample, "write_wave", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(jam, inputs, out, "--seed", 5)
+    monkeypatch.undo()
+    assert not (out / "metadata.json").exists() and not list(out.glob("*/.*"))       # nothing half-written
+    run(jam, inputs, out)
+    assert sounds(out) == before
+
+
+def test_the_account_of_a_song_remakes_it(jam, inputs, tmp_path):
+    """A manifest song's account that names other lyrics, or no style."""
+    change(inputs, 1, seed=3)
+    run(jam, inputs, tmp_path / "out", "--batch-infer-num", 2)
+    song = tmp_path / "out" / "generated" / "two, too-2.wav"
+    main(["--config", str(song) + ".json", "--out", str(tmp_path / "again.wav")])
+    assert (tmp_path / "again.wav").read_bytes() == song.read_bytes()
+
+
+def test_one_song_needs_one_process(monkeypatch):
+    """torchrun without a manifest: every process writes the same file."""
+    monkeypatch.setattr(sample, "Processes", lambda: types.SimpleNamespace(world=2))
+    with pytest.raises(UserError, match="several processes make the songs of a --manifest"):
+        main([])
+
+
 def test_a_song_does_not_depend_on_its_place(jam, inputs, tmp_path):
     """Noise drawn from one generator for all songs; a variant that depends on how many there are."""
     crop = ["--random-crop-style", "--num-style-secs", 0.3]
@@ -203,7 +273,8 @@ def test_where_a_style_comes_from(jam, inputs, tmp_path):
     assert style(*flags) == text
     change(inputs, 0, style=str(jam[9]))                     # the vocal vector's file
     assert style(*flags) == none
-    change(inputs, 0, style="inputs/one.mp3:1")
+    change(inputs, 0, style="inputs/one.mp3:0.5")            # found beside the manifest, too
+    assert style() == sound
     assert len({str(s) for s in (sound, text, none)}) == 3
 
 
@@ -225,21 +296,25 @@ def test_files_beside_the_manifest_come_first(jam, inputs, tmp_path, monkeypatch
     ({"lrc_path": "inputs"}, "inputs: no such file beside"), ({"lrc_path": "\0"}, "no such file beside"),
     ({"lrc_path": "x" * 5000}, "no such file beside"), ({"audio_path": "no.mp3"}, "no.mp3: no such file"),
     ({"audio_path": ""}, '"audio_path" is \'\''), ({"duration": "2"}, "duration is '2'; expected seconds"),
-    ({"duration": True}, "duration is True"), ({"seed": -1}, "seed is -1; expected 0 to"),
+    ({"duration": True}, "duration is 'True'"), ({"duration": 10 ** 330}, "duration is '1000"),
+    ({"seed": -1}, "seed is -1; expected 0 to"),
     ({"seed": 1.5}, "seed is 1.5"), ({"seed": 2 ** 63}, "expected 0 to"), ({"sed": 1}, "sed is unknown"),
-    ({"id": "a/b"}, "no / and 200 bytes at most"), ({"id": ".."}, "no / and"), ({"id": "x" * 201}, "no / "),
+    ({"id": "a/b"}, "without /, 200 bytes"), ({"id": ".."}, "without /"),
+    ({"id": "x" * 201}, "without /"), ({"id": "a\nb"}, "printable"), ({"id": "\ud800"}, "printable"),
     ({"duration": 99}, "a song of 99.00 s"), ({"duration": 1}, "past the duration"),
-    ({"duration": -1}, "a song of -1.00 s"), ({"audio_path": "inputs/one.txt"}, "no such style or file"),
+    ({"duration": -1}, "duration is '-1'; expected seconds above 0"),
+    ({"audio_path": "inputs/one.txt"}, "no such style or file"),
     ({"lrc_path": "inputs/one.txt"}, "not JSON")])
 def test_a_broken_entry_is_named(jam, inputs, tmp_path, capsys, more, fragment):
     """One line with the song's id; the others are made; the exit code tells."""
     change(inputs, 0, **more)
     code, metadata = run(jam, inputs, tmp_path / "out")
-    name = more.get("id", "one")
+    name = ascii(more.get("id", "one"))[1:-1]
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code == 1 and len(errors) == 1 and fragment in errors[0]
     assert errors[0].startswith(f'error: song "{name}": ')
-    assert [m["status"] for m in metadata] == ["failed", "made", "made"] and metadata[0]["id"] == name
+    assert [m["status"] for m in metadata] == ["failed", "made", "made"]
+    assert metadata[0]["id"] == more.get("id", "one")
     assert fragment in metadata[0]["error"]
 
 
@@ -258,8 +333,11 @@ def test_a_broken_manifest(content, fragment, tmp_path):
 
 @pytest.mark.parametrize("flags, fragment", [
     (["--manifest", "input.json"], "--manifest and --out-dir: one needs the other"),
+    (["--manifest", "m", "--out-dir", "x", "--lyrics", "l.json"], "leave out --lyrics and --out"),
+    (["--out", "/"], "expected a file's name"), (["--out", ""], "expected a file's name"),
+    (["--format", "mp3"], "--format mp3: expected wav, flac, ogg, mp3 and --manifest"),
     (["--out-dir", "x"], "one needs the other"), (["--use-prompt-style"], "needs --manifest"),
-    (["--batch-infer-num", "0"], "expected 1 or more"), (["--format", "aiff"], "--format aiff: expected wav"),
+    (["--batch-infer-num", "0"], "expected 1 or more"),
     (["--ignore-style", "--style", "a.mp3"], "--ignore-style"), (["--dtype", "half"], "--dtype half:"),
     (["--num-style-secs", "0"], "--num-style-secs 0.0"), (["--style-start", "-1"], "--style-start -1.0"),
     (["--vae", "x"], "--vae x"), (["--negative-style", "loud"], "--negative-style loud: no such file")])

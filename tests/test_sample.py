@@ -112,8 +112,18 @@ def test_another_working_directory(tiny_folder, tmp_path, monkeypatch):
 def test_lyrics_are_never_overwritten(sing, tmp_path):
     """song.wav's sidecar is song.wav.json, and that may be the lyrics."""
     lyrics = write(tmp_path / "song.wav.json", [{"word": "hello", "start": 0, "end": 1}])
-    with pytest.raises(UserError, match="would overwrite the lyrics"):
+    with pytest.raises(UserError, match="would overwrite .*song.wav.json"):
         sing(lyrics=lyrics)
+    soundfile.write(tmp_path / "song.wav", np.zeros(100), RATE)
+    with pytest.raises(UserError, match="would overwrite .*song.wav"):
+        sing("--style", f"{tmp_path / 'song.wav'}:0.5")
+
+
+def test_missing_lyrics_beside_an_older_song(sing, tmp_path):
+    """The commonest slip, after the first song: a name that is not there."""
+    sing()
+    with pytest.raises(UserError, match="no.json: No such file"):
+        sing(lyrics=tmp_path / "no.json")
 
 
 def test_the_longest_song(sing, tmp_path):
@@ -177,8 +187,7 @@ def test_sidecar_remakes_the_song(sing, tmp_path, guidance):
     assert about["word"][0]["phoneme"] == "həloʊ"
     assert len(about["request"]["sha256"]["weights"]) == 64
     assert about["versions"]["torch"] == torch.__version__
-    settings = write(tmp_path / "settings.json", about["settings"])
-    main(["--config", str(settings), "--out", str(tmp_path / "again.wav"),
+    main(["--config", str(tmp_path / "song.wav.json"), "--out", str(tmp_path / "again.wav"),
           "--lyrics", str(tmp_path / "song.wav.json")])
     assert (tmp_path / "again.wav").read_bytes() == first.read_bytes()
 
