@@ -65,13 +65,12 @@ def measure(work: Callable[[], object], device: torch.device) -> tuple[float, in
     return time.perf_counter() - began, peak.most
 
 
-def random_codec(config: CodecConfig, device: torch.device,
-                 dtype: torch.dtype) -> tuple[MelCodec | OobleckCodec, int]:
-    """A codec with random weights, and how many bytes these take."""
+def random_codec(config: CodecConfig, device: torch.device) -> tuple[MelCodec | OobleckCodec, int]:
+    """A codec with random weights, in float32 as Singer has it, and how many bytes these take."""
     if config.kind == "mel":
         return MelCodec(config), 0
-    model = Oobleck(config).fold().requires_grad_(False).to(device, dtype)
-    codec = OobleckCodec(config, model, device, dtype, DEVICE_ROWS)     # as a GPU does it
+    model = Oobleck(config).fold().requires_grad_(False).to(device)
+    codec = OobleckCodec(config, model, device, rows=DEVICE_ROWS)       # as a GPU does it
     return codec, sum(p.nbytes for p in model.parameters())
 
 
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--duration {duration_s}: expected seconds, {longest_s:.1f} at most")
     torch.manual_seed(0)
     model = DiT(preset.model).requires_grad_(False).to(device, dtype)
-    codec, codec_bytes = random_codec(preset.codec, device, dtype)
+    codec, codec_bytes = random_codec(preset.codec, device)
     frames = math.ceil(duration_s * frame_hz)
     item, _ = conditions([], frames, 0, preset, SymbolTable("a"))
     item |= {"style": torch.randn(preset.model.cond_dim), "frames": frames}
