@@ -120,9 +120,13 @@ def parse(cls: type, doc: str, argv: list[str] | None = None) -> typing.Any:
     parser.add_argument("--config", type=Path, metavar="FILE", help="JSON or YAML file of these settings")
     for f in dataclasses.fields(cls):
         kind = kinds[f.name]
+        if f.default is dataclasses.MISSING:                 # positional: its name is its place
+            parser.add_argument(f.name, help=f.metadata["help"])
+            continue
         many = {"action": "append"} if kind == tuple[str, ...] | None else {}
         bare = {"nargs": "?", "const": "true"} if kind is bool else {}
-        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **many, **bare,
+        names = filter(None, [f.metadata["short"], "--" + f.name.replace("_", "-")])
+        parser.add_argument(*names, default=argparse.SUPPRESS, **many, **bare,
                             metavar=describe(kind).split()[0].upper(),
                             help=f"{f.metadata['help']} (default: {f.default})")
     known, unknown = parser.parse_known_args(argv)

@@ -32,9 +32,14 @@ class UserError(ValueError):
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
-def setting(default: object, text: str) -> typing.Any:
-    """A dataclass field with its unit, range and reason; `--help` prints the text."""
-    return field(default=default, metadata={"help": text})
+def setting(default: object, text: str, short: str = "") -> typing.Any:
+    """A dataclass field with its unit, range and reason; `--help` prints the text. `short` as in -o."""
+    return field(default=default, metadata={"help": text, "short": short})
+
+
+def argument(text: str) -> typing.Any:
+    """A setting without a name on the command line, which has to be given."""
+    return field(metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -118,13 +123,37 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
+class PlanSettings:
+    """How words without times are placed."""
+    bpm: float = setting(100.0, "beats a minute of lines without times, 20..400")
+    beats_per_bar: int = setting(4, "beats of a bar, 1..16; a section starts on a bar, a line on half a bar "
+                                   "(an odd number: on a beat)")
+    bars_per_line: float | None = setting(None, "bars a line takes; default: what its syllables need")
+    duration: float | None = setting(None, "seconds that the song is fitted into; default: as --bpm has it")
+    start_s: float = setting(0.5, "second at which the first bar starts")
+    gap_bars: float = setting(2.0, "bars of a section without words: [Intro], [Break], [Solo], [Outro]")
+    section_bars: float = setting(0.0, "bars of rest before a section, beyond what takes it to the next bar")
+
+    def __post_init__(self):
+        for name, low, high in (("bpm", 20, 400), ("beats_per_bar", 1, 16), ("bars_per_line", 0.25, 64),
+                                ("duration", 1, 36000), ("start_s", 0, 3600), ("gap_bars", 0, 64),
+                                ("section_bars", 0, 64)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{name} is {value}; expected {low}..{high}")
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """Sing timed words: one song, or all songs of a manifest."""
-    lyrics: Path = setting(Path("examples/hello.json"), "JSON list of {word, start, end[, phoneme]}; seconds")
+    lyrics: Path = setting(Path("examples/hello.json"), "plain text, or timed words (JSON, LRC, SRT, ASS...)")
+    bpm: float = setting(PlanSettings.bpm, "beats a minute of lyrics without times")
+    lexicon: Path | None = setting(None, "pronunciations of your own: lines of a word and its IPA or ARPAbet")
     model: str = setting("baby", "baby, jam-0.5, a .safetensors file, or a folder with model.safetensors")
     duration: float | None = setting(None, "length in seconds; default: half a second after the last word")
     seed: int = setting(0, "same seed, same song")
     out: Path = setting(Path("song.wav"), "result; .wav, .flac, .ogg or .mp3")
+    page: bool = setting(True, "write NAME.html, to hear and read the song, and NAME.png, its spectrogram")
     batch_infer_num: int = setting(1, "variants of each song, with seeds counting up from --seed")
     # Style
     style: tuple[str, ...] | None = setting(
@@ -199,3 +228,53 @@ class BenchConfig:
     steps: int = setting(2, "grid points of the sampler; the time is told per network call")
     dtype: str = setting("bfloat16", "float32 or bfloat16")
     device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
+
+
+@dataclass(frozen=True)
+class AlignSettings:
+    """Find the times of the words in a recording."""
+    model: str = setting("mms", "mms (1,130 languages, non-commercial) or wav2vec2 (English speech)")
+    separate: bool = setting(True, "take the voice out of the mix first; false for a voice alone")
+    margin: float = setting(1.0, "seconds by which lines may miss their own times, where they have some")
+    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
+    offline: bool = setting(False, "use what is on this machine only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings:
+    """How words are pronounced."""
+    phonemizer: Path = setting(Path("weights/baby/phonemizer.pt"), "a DeepPhonemizer checkpoint")
+    lexicon: Path | None = setting(None, "pronunciations of your own: lines of a word and its IPA or ARPAbet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(PlanSettings, ReadSettings):
+    """Give words their times: plain text on a beat grid, lines with times word by word, gaps filled."""
+    input: Path = argument("lyrics in any format; plain text may have [Verse], (backing) and blank lines")
+    out: Path | None = setting(None, "where the plan goes; default: the terminal, as LRC", "-o")
+    to: str | None = setting(None, "its format, by name; default: by the ending of --out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(ReadSettings):
+    """Tell what of timed lyrics cannot be sung (errors), may be sung badly (warnings), is guessed (notes)."""
+    input: Path = argument("lyrics in any format")
+    duration: float | None = setting(None, "seconds of the song; default: up to its last word")
+    preset: str = setting("baby", "model that shall sing it, for its grid: a name in config.PRESETS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Write lyrics in another format."""
+    input: Path = argument("lyrics in any format")
+    output: Path = argument("where they go")
+    to: str | None = setting(None, "format by name (ultrastar, audacity, json...); default: by the ending")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig(AlignSettings):
+    """Find the times at which a recording sings the words of its lyrics."""
+    audio: Path = argument("the recording: .mp3, .wav, .flac or .ogg")
+    input: Path = argument("its lyrics in any format, with times or without")
+    out: Path | None = setting(None, "where the timed lyrics go; default: the terminal, as LRC", "-o")
+    to: str | None = setting(None, "their format, by name; default: by the ending of --out")

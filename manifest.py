@@ -133,6 +133,21 @@ class Outputs:
         """The JSON beside the song: all that is needed to make it again."""
         return self.song.with_name(self.song.name + ".json")
 
+    @property
+    def page(self) -> Path:
+        """The song to hear and read."""
+        return self.song.with_suffix(".html")
+
+    @property
+    def picture(self) -> Path:
+        """Its spectrogram."""
+        return self.song.with_suffix(".png")
+
+    @property
+    def plan(self) -> Path:
+        """The times that were given to lyrics without."""
+        return self.song.with_suffix(".plan.lrc")
+
     def made(self, request: dict) -> bool:
         """Whether all files are there, made from this very request."""
         if not all(p.is_file() for p in (self.song, self.original, self.latents, self.account) if p):

@@ -7,7 +7,7 @@ T latent frames, L = 4T cells. Source: the published JAM-0.5 data conversion, ch
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -130,25 +130,49 @@ def fill_sung(phoneme: str, table: SymbolTable, cells: int, cell_s: float) -> li
     return row + [row[-1]] * (cells - 1 - len(row)) + [WORD_END]
 
 
-def phoneme_grid(words: Iterable[tuple[float, float, str]], table: SymbolTable, filler: str, cells: int,
+def fill_phones(phones: Iterable[tuple[str, float, float]], table: SymbolTable, filler: str, cells: int,
+                cell_of: Callable[[float], int]) -> list[int]:
+    """A word's cells where its sounds have times of their own: each begins in its very cell.
+
+    Args: phones (IPA, start, end); one of several characters, such as a diphthong, shares its time among
+        them. cell_of, the cell of a time, 0 at the word's start. "sung" repeats an id until its end, with
+        the other rules FILLER follows it.
+    """
+    row = [FILLER] * cells
+    for text, start, end in phones:
+        ids = [table.ids[c] for c in text if c in table.ids]
+        for k, token in enumerate(ids):
+            a, b = (cell_of(start + (end - start) * x / len(ids)) for x in (k, k + 1))
+            a = min(max(a, 0), cells - 1)
+            b = min(max(b, a + 1), cells) if filler == "sung" else a + 1
+            row[a:b] = [token] * (b - a)
+    if row[-1] == FILLER or filler == "sung" and row[-2:-1] == row[-1:]:         # there is room for it
+        row[-1] = WORD_END
+    return row
+
+
+def phoneme_grid(words: Iterable[tuple], table: SymbolTable, filler: str, cells: int,
                  window_s: tuple[float, float],
                  cell_hz: float) -> tuple[list[int], list[tuple[int, int, list[int]]]]:
     """Lay words on the grid of the latent frames in window_s.
 
-    Args: words (start, end, phoneme), seconds in the song; cells, of the padded grid; window_s, the song's
-        part that is seen; cell_hz, cells a second.
+    Args: words (start, end, phoneme[, phones]), seconds in the song, phones as in `fill_phones`; cells, of
+        the padded grid; window_s, the song's part that is seen; cell_hz, cells a second.
     Returns: ids, one per cell; and for each word (first cell, end cell, ids), to see what found no room.
     Differs: "sung" cuts a word at the window's edge; the original's rules squeeze it all into what is left.
     """
     row, placed = [NO_WORD] * cells, []
-    for start, end, phoneme in words:
+    for start, end, phoneme, *phones in words:
         if not (end > window_s[0] and start < window_s[1]):
             placed.append((0, 0, []))
             continue
         first, last = (math.floor((t - window_s[0]) * cell_hz) for t in (start, end))
         a, b = (min(max(cell, 0), cells) for cell in (first, last))
         ids = table.encode(phoneme) if phoneme else []
-        if a < b and phoneme and filler == "sung":
+        if a < b and phones and phones[0]:
+            row[a:b] = fill_phones(phones[0], table, filler, last - first, lambda t, first=first: math.floor(
+                (t - window_s[0]) * cell_hz) - first)[a - first:b - first]
+        elif a < b and phoneme and filler == "sung":
             row[a:b] = fill_sung(phoneme, table, last - first, 1 / cell_hz)[a - first:b - first]
         elif a < b and phoneme:
             row[a:b] = fill(filler, ids, b - a)
@@ -274,12 +298,25 @@ class Phonemizer:
         said = [self._pronounce(part) for part in spoken(word)]
         return "".join(said) if all(said) else ""
 
+    def learn(self, lexicon: dict[str, str]) -> None:
+        """Add words, in lower case, with their IPA; they win over those that are there."""
+        self._lexicon = self._lexicon | lexicon
+        self._cache.clear()
+
+    def knows(self, word: str) -> bool:
+        """Whether the lexicon has all parts of a word; others are guessed from their letters."""
+        return all(self._entry(part) for part in spoken(word))
+
+    def _entry(self, word: str) -> str:
+        """The lexicon's IPA of a part, "" if it has none."""
+        spellings = (word, word.rstrip("'"), word.strip("'"), word.replace("'", ""))
+        return next((self._lexicon[s] for s in spellings if s in self._lexicon), "")
+
     def _pronounce(self, word: str) -> str:
         if word not in self._cache:
             bare = word.replace("'", "")
-            spellings = [s for s in (word, word.rstrip("'"), word.strip("'"), bare) if s in self._lexicon]
-            if spellings:
-                self._cache[word] = self._lexicon[spellings[0]]
+            if self._entry(word):
+                self._cache[word] = self._entry(word)
             elif len(bare) > MAX_LETTERS or not self._letters.issuperset(bare):
                 self._cache[word] = ""
             else:  # one word per call: padding beside a longer batch mate can change a prediction

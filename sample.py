@@ -22,18 +22,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import formats
+import karaoke
 from audio import FORMATS, READABLE, master, write_wave
 from cli import find, parse, pick_device, replacing, run
-from config import GUIDANCE_WEIGHTS, Guidance, Preset, SampleConfig, UserError
+from config import GUIDANCE_WEIGHTS, Guidance, PlanSettings, Preset, SampleConfig, UserError
 from data import collate, conditions
 from hub import ASSETS, ModelFiles, doctor, encoder_folders, fetch, locate, sha256
-from lyrics import Word, check_duration, place, pronounce, read
+from lyrics import Lyrics, check, pronounce, reader
 from manifest import Outputs, Processes, Report, Song, outputs_of, read_manifest, song_of
 from model import load_model, sample, time_grid
-from phonemes import CELLS_PER_FRAME, SymbolTable, load_phonemizer
+from phonemes import CELLS_PER_FRAME, SymbolTable
+from plan import plan as planned
 from style import Crop, StyleEncoder, default_style, negative_vector, style_vector, weighted
 from vae import make_codec
 
+SHORTEST_S = 0.01              # song
 TAIL_S = 0.5                   # silence after the last word where no duration is given
 LONGEST_NAME = 240             # bytes; file systems allow 255, temporary names take some
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -43,10 +47,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Score:
     """A song as the network reads it."""
     song: Song
-    words: list[Word]                # with phonemes
+    lyrics: Lyrics                   # with times and phonemes
+    plan: Lyrics | None              # with the times that they were given here, as it may be edited
     batch: dict[str, Tensor]         # of one song; see data.py
     negative: Tensor                 # (1, E) negative style
     duration_s: float
+
+    @property
+    def title(self) -> str:
+        """What it is called: whatever its file's name will be, so that equal songs are equal files."""
+        return self.lyrics.title or self.song.id or self.song.lyrics.stem
 
 
 class Arranger:
@@ -57,7 +67,7 @@ class Arranger:
 
     def __init__(self, files: ModelFiles, cfg: SampleConfig, device: torch.device):
         self.files, self.cfg, self.device, self.preset = files, cfg, device, files.preset
-        self.phonemizer = load_phonemizer(files.phonemizer)
+        self.phonemizer = reader(files.phonemizer, cfg.lexicon)
         self.table = SymbolTable(self.phonemizer.symbols)
         self.frame_hz = self.preset.codec.sample_rate_hz / self.preset.codec.hop
         self.longest_s = self.preset.model.max_frames / self.frame_hz
@@ -74,26 +84,49 @@ class Arranger:
 
     def score(self, song: Song) -> Score:
         """Make a score. Raises: UserError for anything wrong with words, style or duration."""
-        words = read(song.lyrics)
-        if not words and song.duration_s is None:
+        given = formats.read(song.lyrics)
+        if not given.words and song.duration_s is None:
             raise UserError(f"{song.lyrics}: has no words; say how long the song is with --duration")
+        timed = given
+        if not given.timed:
+            settings = PlanSettings(bpm=self.cfg.bpm, duration=song.duration_s)
+            try:
+                timed = planned(given, self.phonemizer, settings)
+            except UserError as e:
+                raise UserError(f"{song.lyrics}: {e}") from None
+        last_s = max((word.end for word in timed.words), default=0.0)
         duration_s = song.duration_s
         if duration_s is None:
-            duration_s = max(words[-1].end, min(words[-1].end + TAIL_S, self.longest_s))
-        check_duration(words, duration_s, self.longest_s, song.lyrics)
-        return self.lay(song, pronounce(words, self.phonemizer, self.table, song.lyrics), duration_s)
+            duration_s = max(last_s, min(last_s + TAIL_S, self.longest_s))
+        if not SHORTEST_S <= duration_s <= self.longest_s:
+            raise UserError(f"{song.lyrics}: a song of {duration_s:.2f} s; this model sings {SHORTEST_S} to "
+                            f"{self.longest_s:.2f} s")
+        self.lint(timed, duration_s, song.lyrics)
+        lyrics = pronounce(timed, self.phonemizer, self.table, song.lyrics)
+        return self.lay(song, lyrics, duration_s, plan=None if given.timed else timed)
 
-    def lay(self, song: Song, words: list[Word], duration_s: float) -> Score:
+    def lint(self, lyrics: Lyrics, duration_s: float, path: Path) -> None:
+        """Print the warnings of lyrics.check. Raises: UserError for its errors."""
+        problems = check(lyrics, self.phonemizer, self.table, CELLS_PER_FRAME * self.frame_hz, duration_s)
+        for problem in problems:
+            if problem.level == "warning":
+                print(f"warning: {path}: {problem.where}: {problem.text}", file=sys.stderr)
+        errors = [problem for problem in problems if problem.level == "error"]
+        if errors:
+            more = f"; and {len(errors) - 1} more: python lyrics.py check" if len(errors) > 1 else ""
+            raise UserError(f"{path}: {errors[0].where}: {errors[0].text}{more}")
+
+    def lay(self, song: Song, lyrics: Lyrics, duration_s: float, plan: Lyrics | None = None) -> Score:
         """Lay words, which have their phonemes, on the grid, and find the style. Raises: UserError."""
         style = self.negative[0] if self.cfg.ignore_style else style_vector(
             song.styles, song.texts, crop_of(self.cfg, song.seed), self.files.styles,
             self.preset.model.cond_dim, lambda: self.encoder)
         frames = min(math.ceil(duration_s * self.frame_hz), self.preset.model.max_frames)
-        spoken = [(w.start, w.end, w.phoneme) for w in words]
-        item, placed = conditions(spoken, frames, 0, self.preset, self.table)
-        warn_of_cuts(words, placed, song.lyrics)
+        spoken = [(w.start, w.end, w.phoneme, [(p.text, p.start, p.end) for p in w.phones])
+                  for w in lyrics.words]
+        item, _ = conditions(spoken, frames, 0, self.preset, self.table)
         batch = collate([item | {"style": style, "frames": frames}], None, self.preset)
-        return Score(song, words, batch, self.negative, duration_s)
+        return Score(song, lyrics, plan, batch, self.negative, duration_s)
 
 
 class Singer:
@@ -123,12 +156,12 @@ def check_output(path: Path, inputs: list[Path]) -> None:
     """Raise UserError, before any work is done, if a song cannot be written to path, or is an input."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--out {path}: unknown ending; expected {', '.join(FORMATS)}")
-    about = Outputs(path).account
+    about, page, picture = Outputs(path).account, Outputs(path).page, Outputs(path).picture
     if len(os.fsencode(about.name)) > LONGEST_NAME:
         raise UserError(f"--out {path}: a name of more than {LONGEST_NAME - len('.json')} bytes")
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}")
-    for file in (path, about):
+    for file in (path, about, page, picture):
         if file.is_dir():
             raise UserError(f"--out {path}: {file} is a folder")
         for used in inputs:
@@ -143,7 +176,7 @@ def crop_of(cfg: SampleConfig, seed: int) -> Crop:
     return Crop(cfg.style_start, cfg.num_style_secs, seed if cfg.random_crop_style else None)
 
 
-def check(cfg: SampleConfig) -> None:
+def validate(cfg: SampleConfig) -> None:
     """Raise UserError for settings that are out of their range or do not go together."""
     if not 0 <= cfg.seed < 2 ** 63 - max(cfg.batch_infer_num, 0):
         raise UserError(f"--seed {cfg.seed}: expected 0 to {2 ** 63 - 1}, of all variants")
@@ -192,22 +225,15 @@ def resolve(cfg: SampleConfig, preset: Preset) -> SampleConfig:
                                guidance_range=bounds, negative_style=negative)
 
 
-def warn_of_cuts(words: list[Word], placed: list[tuple[int, int, list[int]]], path: Path) -> None:
-    """Warn of each word that is too short for all of its phonemes."""
-    for i, (word, (first, end, ids)) in enumerate(zip(words, placed, strict=True), 1):
-        if end - first < len(ids) - 1:                       # all but the word end
-            print(f"warning: {place(path, i, word.word)}: {len(ids) - 1} phonemes ({word.phoneme}) in "
-                  f"{end - first} cells; the last ones are left out", file=sys.stderr)
-
-
 def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig) -> dict:
     """All that decides how a variant of a song sounds, as JSON: equal requests make equal songs.
 
     Files count by what is in them, not by their names.
     """
-    settings = ["steps", "guidance", "guidance_weights", "guidance_range", "sway", "ignore_style", "dtype"]
-    parts = {"lyrics": song.lyrics, "weights": files.weights, "phonemizer": files.phonemizer,
-             "codec": files.codec, "styles": files.styles}
+    settings = ["bpm", "steps", "guidance", "guidance_weights", "guidance_range", "sway", "ignore_style",
+                "dtype"]
+    parts = {"lyrics": song.lyrics, "lexicon": cfg.lexicon, "weights": files.weights,
+             "phonemizer": files.phonemizer, "codec": files.codec, "styles": files.styles}
     styles = [weighted(name, os.path.isfile) for name in song.styles]
     sound = any(Path(name).suffix.lower() in READABLE for name, _ in styles)
     if sound:
@@ -233,9 +259,12 @@ def sidecar(score: Score, request: dict, cfg: SampleConfig, outputs: Outputs,
         cfg, lyrics=song.lyrics, style=song.styles or None, style_text=song.texts or None,
         duration=score.duration_s, seed=request["seed"], out=outputs.song, batch_infer_num=1, manifest=None,
         out_dir=None, format=None, use_prompt_style=False)
-    return json.dumps({
+    lyrics = dataclasses.replace(score.lyrics, title=score.title)
+    plain = lyrics.changed(lambda word: dataclasses.replace(word, phoneme=None))         # easier to read
+    return json.dumps(json.loads(formats.write(plain, "jam")) | {
+        "word": [formats.word_json(word) for word in lyrics.words],
         "id": song.id, "request": request, "settings": dataclasses.asdict(settings),
-        "word": [dataclasses.asdict(word) for word in score.words], "style": score.batch["style"][0].tolist(),
+        "style": score.batch["style"][0].tolist(),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }, default=str, ensure_ascii=False, indent=1)
@@ -258,9 +287,19 @@ def sing(singer: Singer, score: Score, request: dict, cfg: SampleConfig, outputs
                         errors="backslashreplace")
         if outputs.latents:
             torch.save(latents[0].clone(), stack.enter_context(replacing(outputs.latents)))
-        for path, part in ((outputs.original, wave), (outputs.song, wave[:, :samples])):
-            if path:
-                write_wave(stack.enter_context(replacing(path)), part, rate_hz, path)
+        if outputs.original:
+            write_wave(stack.enter_context(replacing(outputs.original)), wave, rate_hz, outputs.original)
+        path, wave = stack.enter_context(replacing(outputs.song)), wave[:, :samples]
+        write_wave(path, wave, rate_hz, outputs.song)
+        karaoke.tag(path, score.lyrics, score.title, seed=request["seed"], model=Path(cfg.model).name,
+                    name=outputs.song)
+        if cfg.page:
+            text = karaoke.page(score.lyrics, path, score.title, wave, rate_hz, outputs.song)
+            stack.enter_context(replacing(outputs.page)).write_text(text, encoding="ascii")
+            karaoke.picture(stack.enter_context(replacing(outputs.picture)), wave, rate_hz, score.lyrics)
+        if score.plan:
+            path = stack.enter_context(replacing(outputs.plan))
+            path.write_text(formats.write(score.plan, "lrc"), encoding="utf-8")
         outputs.account.unlink(missing_ok=True)              # from here on the old files are replaced
     return seconds
 
@@ -279,9 +318,12 @@ def sing_one(cfg: SampleConfig, began: float) -> None:
         song = dataclasses.replace(song, styles=default_style(files.styles))
     score = Arranger(files, cfg, device).score(song)         # the style encoder is gone with its arranger
     gc.collect()
+    for outputs in outputs_of(song, cfg):
+        if score.plan and outputs.plan.exists() and outputs.plan.samefile(song.lyrics):
+            raise UserError(f"--out {outputs.song}: its plan would overwrite the lyrics {song.lyrics}")
     singer = Singer(files, device, DTYPES[cfg.dtype])
     names = ", ".join([*song.styles, *song.texts]) or "ignored"
-    print(f"seed {cfg.seed}, style {names}, {len(score.words)} words in {score.duration_s:.2f} s, "
+    print(f"seed {cfg.seed}, style {names}, {len(score.lyrics.words)} words in {score.duration_s:.2f} s, "
           f"on {device}")
     load_s = time.perf_counter() - began
     for i, outputs in enumerate(outputs_of(song, cfg)):
@@ -363,7 +405,7 @@ def main(argv: list[str] | None = None) -> None:
     """Make one song, or a manifest's."""
     began = time.perf_counter()
     cfg = parse(SampleConfig, __doc__.splitlines()[0], argv)
-    check(cfg)
+    validate(cfg)
     if cfg.doctor:
         sys.exit(0 if doctor(cfg) else 1)
     if cfg.manifest is None:

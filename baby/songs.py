@@ -28,10 +28,10 @@ from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from baby.phonemizer import cmu_to_ipa  # noqa: E402
 from cli import replacing  # noqa: E402
 from config import PRESETS  # noqa: E402
 from config import STYLES as STYLES_FILE  # noqa: E402
+from lyrics import ipa  # noqa: E402
 from phonemes import VOWELS, sung_spans  # noqa: E402
 from vae import MelCodec  # noqa: E402
 
@@ -165,10 +165,10 @@ def sing(plan: list[Sung], voice: str, tracks: dict[str, np.ndarray]) -> None:
     speech, k, silent_until = Speech(plan, voice), 0, -1.0
     for word in plan:
         spans = [(c, word.start + a, word.start + b)
-                 for c, a, b in sung_spans(cmu_to_ipa(word.phones), word.end - word.start)]
+                 for c, a, b in sung_spans(ipa(" ".join(word.phones)), word.end - word.start)]
         notes = list(word.notes)
         for i, phone in enumerate(word.phones):
-            chars = cmu_to_ipa([phone])
+            chars = ipa(phone)
             own, spans = spans[:len(chars)], spans[len(chars):]
             start, end = speech.spans[k]
             if i == 0 and word.start > silent_until + 0.01:
@@ -262,7 +262,7 @@ def song(number: int) -> tuple[dict, np.ndarray]:
     seconds = plan[-1][-1].end + float(rng.uniform(0.1, 1.0))
     wave = synthesize(plan, voice, seconds)
     words = [{"word": w.word, "start": round(w.start, 4), "end": round(w.end, 4),
-              "phoneme": cmu_to_ipa(w.phones)} for phrase in plan for w in phrase]
+              "phoneme": ipa(" ".join(w.phones))} for phrase in plan for w in phrase]
     return {"word": words, "voice": voice, "seconds": seconds}, wave
 
 

@@ -13,15 +13,20 @@ from conftest import ROOT
 import config
 from cli import parse, preset_from_json, preset_to_json, read_json, replacing, run
 from config import PRESETS, BenchConfig, CodecConfig, Guidance, ModelConfig, Preset, SampleConfig, TrainConfig
-from config import UserError, setting
+from config import AlignConfig, AlignSettings, CheckConfig, ConvertConfig, PlanConfig, PlanSettings
+from config import ReadSettings, UserError, argument, setting
 
 MODULES = ["config", "cli", "audio", "hub", "manifest", "model", "vae", "spoken", "phonemes", "lyrics",
-           "style", "data", "train", "sample", "bench"]
+           "formats", "plan", "karaoke", "align", "style", "data", "train", "sample", "bench"]
 # Which names hold an object of a settings class; a read of such a name's attribute is a use of the setting.
 HOLDERS = {SampleConfig: {"cfg"}, TrainConfig: {"cfg"}, BenchConfig: {"cfg"},
            ModelConfig: {"config", "model"}, CodecConfig: {"config", "codec", "c"},
            Guidance: {"guidance", "default"}, Preset: {"preset"}}
 FILES = {SampleConfig: ["sample", "hub", "manifest"], TrainConfig: ["train"], BenchConfig: ["bench"]}
+for cls in (ReadSettings, PlanConfig, CheckConfig, ConvertConfig, AlignConfig):
+    HOLDERS[cls], FILES[cls] = {"cfg"}, ["lyrics"]
+for cls in (PlanSettings, AlignSettings):
+    HOLDERS[cls], FILES[cls] = {"settings"}, ["plan", "align"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,21 @@ def file(tmp_path):
     return write
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class More(Settings):
+    given: Path = argument("has to be given")
+    out: Path | None = setting(None, "has a short name", "-o")
+
+
 # The command line
+
+def test_positions_and_short_names():
+    """A file that is given without a flag; a base's settings lost to those of a class built on it."""
+    got = parse(More, "", ["a.txt", "-o", "b", "--count", "5"])
+    assert got == More(given=Path("a.txt"), out=Path("b"), count=5)
+    assert "arguments are required: given" in mistake(parse, More, "", [])
+    assert "unknown setting b" in mistake(parse, More, "", ["a", "b"])
+
 
 def test_defaults():
     assert settings() == Settings()
@@ -150,7 +169,8 @@ def test_mistakes_in_a_config_file(content, fragments, file):
     assert all(fragment in text for fragment in fragments), text
 
 
-@pytest.mark.parametrize("cls", [SampleConfig, TrainConfig])
+@pytest.mark.parametrize("cls", [SampleConfig, TrainConfig, BenchConfig, PlanConfig, CheckConfig,
+                                 ConvertConfig, AlignConfig])
 def test_help_names_every_setting(cls, capsys, monkeypatch):
     """Help that drifts from the settings, or dies on a percent sign."""
     monkeypatch.setenv("COLUMNS", "500")
@@ -159,7 +179,10 @@ def test_help_names_every_setting(cls, capsys, monkeypatch):
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
     for f in dataclasses.fields(cls):
-        assert "--" + f.name.replace("_", "-") in text and f"(default: {f.default})" in text
+        if f.default is dataclasses.MISSING:
+            assert f.name in text
+        else:
+            assert "--" + f.name.replace("_", "-") in text and f"(default: {f.default})" in text
 
 
 def test_run_ends_with_one_line_and_code_2(capsys):
@@ -258,7 +281,7 @@ def test_no_dead_settings(cls):
     """The original's heads, dropout and seed can be set and change nothing."""
     files = FILES.get(cls, [name for name in MODULES if name != "config"])
     used = {attribute for name in files for holder, attribute in reads(name) if holder in HOLDERS[cls]}
-    assert {f.name for f in dataclasses.fields(cls)} - used == set()
+    assert set(cls.__annotations__) - used == set()          # its own, not those of its base
 
 
 def test_every_settings_class_is_scanned():

@@ -1,19 +1,22 @@
-"""lyrics.py: what is read, and that every mistake in a file ends as one line that says where it is."""
+"""lyrics.py: what a timing may be, how words are pronounced, and what lint finds and where."""
 
-import json
+import dataclasses
+import math
+import os
+import subprocess
+import sys
 
 import pytest
-from conftest import BABY
-from hypothesis import example, given, settings
+from conftest import BABY, ROOT
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import PHONEMIZER, UserError
-from lyrics import Word, check_duration, pronounce, read
+from lyrics import ARPABET, Line, Lyrics, Part, Word, check, ipa, phones_of, pronounce, syllables_in, words_in
 from phonemes import SymbolTable, load_phonemizer
 
-HELLO = {"word": "hello", "start": 0.5, "end": 0.9}
-LOVE = {"word": "love", "start": 3.5, "end": 3.9}
 quick = settings(deadline=None, derandomize=True, max_examples=100, database=None)
+CELL_HZ = 4 * 44100 / 2048
 
 
 @pytest.fixture(scope="module")
@@ -22,151 +25,221 @@ def phonemizer():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("lyrics")
+def table(phonemizer):
+    return SymbolTable(phonemizer.symbols)
 
 
-def mistake(call, *args) -> str:
-    """The one line that a user sees."""
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    assert str(caught.value).isprintable()        # one line, and no terminal codes in it
-    return str(caught.value)
+def song(*words, number=0) -> Lyrics:
+    return Lyrics((Line(tuple(words), number=number),))
 
 
-@pytest.mark.parametrize("form", ["list", "object", "bom", "extra"])
-def test_both_forms_are_read(form, tmp_path):
-    """The original's object form, an editor's byte order mark, numbers without a point, unknown keys."""
-    words = [HELLO | {"phoneme": "həloʊ"}, {"word": "you", "start": 1, "end": 2}]
-    content = json.dumps({"list": words, "object": {"word": words, "title": "x"}, "bom": words,
-                          "extra": [w | {"confidence": 0.5} for w in words]}[form])
-    path = tmp_path / "song.json"
-    path.write_text(content, encoding="utf-8-sig" if form == "bom" else "utf-8")
-    assert read(path) == [Word("hello", 0.5, 0.9, "həloʊ"), Word("you", 1.0, 2.0)]
+# The model
+
+@pytest.mark.parametrize("values", [
+    {"word": ""}, {"word": " "}, {"word": 7}, {"start": -1}, {"start": math.nan}, {"start": "1"},
+    {"start": True}, {"start": 10 ** 400, "end": 1}, {"start": 1, "end": math.inf}, {"start": 2, "end": 1},
+    {"start": None, "end": 1},
+    {"phoneme": ""}, {"phoneme": 3}, {"start": 1, "end": 2, "phones": (Part("a", 0.5, 1.5),)},
+    {"start": 1, "end": 2, "phones": (Part("a", 1.5, 2), Part("b", 1, 1.5))},
+    {"phones": (Part("a", 1, 2),)}, {"start": 0, "end": 1, "syllables": (Part("a", 0.5, 1.1),)}])
+def test_what_cannot_be_a_word(values):
+    """A time that is none reaches the grid, where it raises somewhere else or places a word anywhere."""
+    with pytest.raises(ValueError):
+        Word(**{"word": "love"} | values)
 
 
-def test_words_that_touch_or_overlap_by_rounding_are_read(tmp_path):
-    """Other programs round times: an overlap of up to a millisecond is none. No word at all is a song."""
-    path = tmp_path / "song.json"
-    spans = [(0.5, 0.9), (0.9, 1.3), (1.2995, 2)]
-    path.write_text(json.dumps([{"word": "la", "start": start, "end": end} for start, end in spans]))
-    assert len(read(path)) == 3
-    path.write_text("[]")
-    assert read(path) == []
+def test_words_and_lines():
+    word = Word("love", 1, 1)                                # of no length: lint's business
+    assert word.timed and not Word("love", 1).timed and not Word("love").timed
+    line = Line((word, Word("me", 2, 3)), section="Verse", number=3)
+    assert line.text == "love me" and line == dataclasses.replace(line, number=9)
+    lyrics = Lyrics((line, Line(())))
+    assert lyrics.words == line.words and lyrics.timed and not song(Word("a")).timed
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        word.start = 2
+    with pytest.raises(ValueError, match="is before start"):
+        Line((), 2, 1)
+    with pytest.raises(ValueError, match="has no times"):
+        Part("a", None, None)
 
 
-@pytest.mark.parametrize("entry, fragment", [
-    *((entry, "word 2: expected") for entry in ("love", None, [], 7)),
-    ({}, 'word 2: has no "word"'), ({"start": 1, "end": 2}, 'word 2: has no "word"'),
-    (LOVE | {"word": None}, 'word 2: has no "word"'), (LOVE | {"word": ""}, '"word" must be a text'),
-    (LOVE | {"word": " "}, '"word" must be a text'), (LOVE | {"word": 7}, '"word" must be a text'),
-    ({"word": "love", "end": 2}, 'word 2 "love": has no "start"'),
-    (LOVE | {"end": None}, 'word 2 "love": has no "end"'),
-    (LOVE | {"end": 3.2}, 'word 2 "love": end 3.20 s is before start 3.50 s'),
-    (LOVE | {"end": 3.5}, 'word 2 "love": end 3.50 s is at start 3.50 s'),
-    (LOVE | {"start": -1}, 'word 2 "love": start is -1; expected seconds, 0 or more'),
-    (LOVE | {"start": float("nan")}, 'word 2 "love": start is nan'),
-    (LOVE | {"end": float("inf")}, 'word 2 "love": end is inf'), (LOVE | {"end": "4"}, "end is '4'"),
-    (LOVE | {"end": True}, "end is True"), (LOVE | {"end": [4]}, "end is [4]"),
-    (LOVE | {"end": 10 ** 400}, 'word 2 "love": end is 1000'), (LOVE | {"phoneme": 5}, '"phoneme" is 5'),
-    (LOVE | {"start": 0.7}, 'word 2 "love": start 0.70 s is before the end 0.90 s of word 1 "hello"'),
-    (LOVE | {"start": 0, "end": 0.2}, 'start 0.00 s is before the end 0.90 s of word 1 "hello"'),
-    (LOVE | {"word": "lo\nve", "end": 1}, "word 2 "), ("lo\nve", "word 2: expected"),
-    (LOVE | {"word": "\x1b[31m\ud800", "end": 1}, "word 2 ")])
-def test_bad_word(entry, fragment, tmp_path):
-    """A traceback, or an error that does not say file, word number, word and value."""
-    path = tmp_path / "song.json"
-    path.write_text(json.dumps([HELLO, entry]))
-    text = mistake(read, path)
-    assert text.startswith(f"{path}: word 2") and fragment in text
+# Text
+
+@pytest.mark.parametrize("text, words", [
+    ("I read{ɹɛd} it", [("I", None), ("read", "ɹɛd"), ("it", None)]),
+    ("read{R EH1 D},", [("read", "ɹɛd"), (",", None)]), ("a{AH0}b{AY1 OW2}", [("a", "ə"), ("b", "aɪoʊ")]),
+    ("lo~ve  you\tnow ", [("lo~ve", None), ("you", None), ("now", None)]), ("", []),
+    ("a{ ɹ ɛ d }", [("a", "ɹɛd")]), ("x{ y", [("x{", None), ("y", None)]),
+    ("x} y", [("x}", None), ("y", None)])])
+def test_words_in(text, words):
+    """A pronunciation cut at its blanks, or sung as a word of its own."""
+    assert [(w.word, w.phoneme) for w in words_in(text)] == words
 
 
-@pytest.mark.parametrize("content, fragment", [
-    (None, "No such file"), (b"", "line 1, column 1: not JSON"), (b"la la", "line 1, column 1: not JSON"),
-    (b'[\n {"word": "a",}]', "line 2, column 15: not JSON"), (b"\xff\xfe[\0]\0", "byte 0: not UTF-8"),
-    (b"{}", "expected a JSON list"), (b"7", "expected a JSON list"), (b'"la"', "expected a JSON list"),
-    (b'{"word": "la"}', "expected a JSON list"), (b"[" * 100_000, "not JSON"),
-    (b"[" + b"9" * 5000 + b"]", "not JSON")])
-def test_bad_file(content, fragment, tmp_path):
-    """A file that is missing, another format, or breaks the JSON reader's own limits."""
-    path = tmp_path / "song.json"
-    if content is not None:
-        path.write_bytes(content)
-    text = mistake(read, path)
-    assert text.startswith(f"{path}: ") and fragment in text
+@pytest.mark.parametrize("text, fragment", [
+    ("read {ɹɛd}", "belongs to a word's end"), ("read{}", "empty pronunciation"), ("a{ }", "empty"),
+    ("a{R QQ}", "QQ is no ARPAbet; known: AA"), ("a{R2D2}", "R2D2 is no ARPAbet")])
+def test_bad_pronunciation(text, fragment):
+    with pytest.raises(ValueError, match=fragment):
+        words_in(text)
 
 
-def test_folder_instead_of_file(tmp_path):
-    assert mistake(read, tmp_path) == f"{tmp_path}: Is a directory"
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10 ** 400),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["word", "start", "end", "phoneme", "x"]), inner, max_size=5), max_leaves=12)
-likely_words = st.lists(st.fixed_dictionaries(
-    {"word": st.text(max_size=4) | json_values, "start": st.floats(0, 9) | json_values,
-     "end": st.floats(0, 9) | json_values}, optional={"phoneme": json_values}), max_size=4)
-
-
-def check_reads_or_explains(path):
+@quick
+@given(st.text(max_size=30) | st.text("{} aÉR1~", max_size=30))
+def test_any_text(text):
+    """Letters that are lost, another exception, or a blank inside of a word."""
     try:
-        words = read(path)
-    except UserError as e:
-        assert str(e).startswith(f"{path}: ") and "\n" not in str(e)
+        words = words_in(text)
+    except ValueError:
         return
-    assert all(0 <= w.start < w.end < float("inf") and w.word.strip() for w in words)
-    assert all(b.start >= a.end - 0.0011 for a, b in zip(words, words[1:]))
+    assert all(w.word == "".join(w.word.split()) for w in words)
+    if not any(w.phoneme for w in words):
+        assert "".join(w.word for w in words) == "".join(text.split())
 
 
-@quick
-@given(json_values | likely_words)
-def test_any_json_is_read_or_explained(folder, value):
-    """Anything but valid words or a UserError: TypeErrors and OverflowErrors deep in the checks."""
-    path = folder / "song.json"
-    path.write_text(json.dumps(value))
-    check_reads_or_explains(path)
+def test_arpabet_is_ipa_that_the_model_knows(table):
+    assert len(ARPABET) == 40 and all(set(ipa(sound)) <= set(table.ids) for sound in ARPABET)
 
 
-@quick
-@given(st.binary(max_size=30))
-@example(b"\xef\xbb\xbf[]")
-@example(b"\xed\xa0\x80")
-@example(b"[1e999]")
-def test_any_bytes_are_read_or_explained(folder, content):
-    path = folder / "song.bin"
-    path.write_bytes(content)
-    check_reads_or_explains(path)
+# Pronunciation
 
-
-def test_pronounce(phonemizer, tmp_path):
-    """Given phonemes win over the phonemizer; times stay; a number is a word as any other."""
-    words = [Word("hello", 0.5, 0.9), Word("Хей", 1.0, 1.5, "ˈheɪ"), Word("24", 2.0, 3.0)]
-    spoken = pronounce(words, phonemizer, SymbolTable(phonemizer.symbols), tmp_path)
-    assert spoken == [Word("hello", 0.5, 0.9, phonemizer("hello")), words[1],
-                      Word("24", 2.0, 3.0, phonemizer("twenty") + phonemizer("four"))]
+def test_pronounce(phonemizer, table, tmp_path):
+    """The given pronunciation counts, marks of stress are no sounds, a tilde is not spoken."""
+    lyrics = song(Word("lo~ve~", 0, 1), Word("zzz", 1, 2, "lʌv"), Word("x", 2, 3, "ˈhə.loʊ"))
+    said = pronounce(lyrics, phonemizer, table, tmp_path / "song.lrc")
+    assert [w.phoneme for w in said.words] == ["lʌv", "lʌv", "ˈhə.loʊ"]
+    assert [(w.word, w.start, w.end) for w in said.words] == [(w.word, w.start, w.end) for w in lyrics.words]
 
 
 @pytest.mark.parametrize("word, phoneme, fragment", [
-    ("#love", None, 'word 2 "#love": cannot be read; spell it in English letters, or give its "phoneme"'),
-    ("love🎵ly", None, 'word 2 "love🎵ly": cannot be read'), ("你好", None, 'word 2 "你好": cannot be read'),
-    ("...", None, 'word 2 "...": cannot be read'),
-    ("x", "həXQ", 'word 2 "x": phoneme Q X is unknown; known: a b'),
-    *(("x", silent, 'word 2 "x": ') for silent in ("ˈ", "_", " ", "?")), ("a\nb", None, "word 2 ")])
-def test_word_without_sound(word, phoneme, fragment, phonemizer, tmp_path):
-    """A word that would be silence in the song must be refused before it is sung."""
-    words = [Word("hello", 0.5, 0.9), Word(word, 1.0, 1.5, phoneme)]
-    text = mistake(pronounce, words, phonemizer, SymbolTable(phonemizer.symbols), tmp_path / "f.json")
-    assert text.startswith(f"{tmp_path / 'f.json'}: word 2 ") and fragment in text
+    ("love🎵ly", None, "cannot be read; spell it in English letters"), ("你好", None, "cannot be read"),
+    ("...", None, "cannot be read"), ("x", "həXQ", "phoneme Q X is unknown; known: "),
+    ("x", "ˈˌ", "cannot be read")])
+def test_a_word_that_cannot_be_sung(word, phoneme, fragment, phonemizer, table, tmp_path):
+    """One line with file, line of the file, number of the word, and the word."""
+    lyrics = Lyrics((Line((Word("hello", 0, 1),), number=1), Line((Word(word, 1, 2, phoneme),), number=3)))
+    with pytest.raises(UserError) as caught:
+        pronounce(lyrics, phonemizer, table, tmp_path / "song.lrc")
+    assert str(caught.value).startswith(f'{tmp_path}/song.lrc: line 3, word 2 "{word}": ')
+    assert fragment in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_check_duration(tmp_path):
-    """Words past the song's end would be cut silently; a song longer than the model's would crash in it."""
-    words, path = [Word("hello", 0.5, 0.9), Word("love", 3.5, 3.9)], tmp_path / "song.json"
-    check_duration(words, 3.9, 20.0, path)
-    check_duration([], 20.0, 20.0, path)
-    assert mistake(check_duration, words, 3.6, 20.0, path) == \
-        f'{path}: word 2 "love": end 3.90 s is past the duration 3.60 s'
-    for seconds in (20.01, 0.0, -1.0, float("nan"), float("inf")):
-        text = mistake(check_duration, [], seconds, 20.0, path)
-        assert f"a song of {seconds:.2f} s; this model sings" in text
+@pytest.mark.parametrize("phoneme, syllables", [
+    ("lʌv", ["lʌv"]), ("həloʊ", ["hə", "loʊ"]), ("nɔɹθɝn", ["nɔɹ", "θɝn"]),
+    ("ˈbjutɪfəl", ["bju", "tɪ", "fəl"]),
+    ("ɛkstɹə", ["ɛks", "tɹə"]), ("kɹieɪt", ["kɹi", "eɪt"]), ("m", []), ("", []), ("aʊɝ", ["aʊ", "ɝ"])])
+def test_syllables(phoneme, syllables):
+    """A diphthong as two syllables, or consonants on the wrong side of a stamp."""
+    found = syllables_in(phoneme)
+    assert found == syllables or not syllables and len(found) == 1
+
+
+def test_phones_of_syllables():
+    """Each syllable is sung within its own times; a held vowel goes on; another number of them is none."""
+    parts = (Part("hel", 1.0, 1.5), Part("lo", 1.5, 2.0), Part("~", 2.0, 3.0))
+    phones = phones_of("həloʊ", parts)
+    assert "".join(p.text for p in phones) == "həloʊ"
+    assert phones[0].start == 1.0 and phones[1].end == pytest.approx(1.5) and phones[2].start == 1.5
+    assert phones[-1].end == pytest.approx(3.0)
+    assert phones_of("lʌv", parts) == () and phones_of("lʌv", ()) == ()
+
+
+# Lint
+
+def problems(phonemizer, table, *words, duration=None, level=None):
+    found = check(song(*words, number=4), phonemizer, table, CELL_HZ, duration)
+    return [(p.where, p.text) for p in found if level in (None, p.level)]
+
+
+def test_a_good_song_has_no_problems(phonemizer, table):
+    assert problems(phonemizer, table, Word("hello", 0.5, 1), Word("world", 1, 2), duration=10) == []
+
+
+@pytest.mark.parametrize("words, duration, fragment", [
+    ([Word("a", 0, 1), Word("love", 0.5, 2)], None,
+     'line 4, word 2 "love": start 0.50 s is before the end 1.00 s of word 1 "a"'),
+    ([Word("a", 0, 5), Word("b", 1, 2), Word("love", 3, 6)], None,
+     'word 3 "love": start 3.00 s is before the end 5.00 s of word 2 "b"'),
+    ([Word("love", 1, 1)], None, 'line 4, word 1 "love": end 1.00 s is at its start'),
+    ([Word("love", 1, 3)], 2, 'word 1 "love": end 3.00 s is past the duration 2.00 s'),
+    ([Word("love", 1)], None, "has no times; `python lyrics.py plan`"),
+    ([Word("你", 0, 1)], None, "cannot be read")])
+def test_errors(words, duration, fragment, phonemizer, table):
+    found = problems(phonemizer, table, *words, duration=duration, level="error")
+    assert any(fragment in f"{where}: {text}" for where, text in found), found
+
+
+@pytest.mark.parametrize("words, duration, fragment", [
+    ([Word("a", 0, 1), Word("love", 21.5, 22)], None, 'word 2 "love": 20.5 s without words before it'),
+    ([Word("love", 0, 1)], 22, "end: 21.0 s without words at the end"),
+    ([Word("strengths", 1, 1.05)], None, "cells; the last ones are left out"),
+    ([Word("love", 0, 2, syllables=(Part("lo", 0, 1), Part("ve", 1, 2)))], None, "its 2 syllables are not"),
+    ([Word("la", i / 8, i / 8 + 0.12) for i in range(20)], None, "8 syllables from 0.00 to 0.99 s; 7 a")])
+def test_warnings(words, duration, fragment, phonemizer, table):
+    found = problems(phonemizer, table, *words, duration=duration, level="warning")
+    assert any(fragment in f"{where}: {text}" for where, text in found), found
+    assert not problems(phonemizer, table, *words, duration=duration, level="error")
+
+
+def test_singable_speed_is_no_problem(phonemizer, table):
+    """Seven syllables a second are sung; one warning, not twenty, for a stretch of more."""
+    fine = [Word("la", i / 7, (i + 1) / 7 - 0.01) for i in range(40)]
+    assert not problems(phonemizer, table, *fine, level="warning")
+    fast = [Word("la", i / 9, (i + 1) / 9 - 0.01) for i in range(9)]
+    assert len(problems(phonemizer, table, *fast, level="warning")) == 1
+
+
+def test_unknown_words_are_noted(phonemizer, table):
+    """What the phonemizer made of a word, so that its user can correct it."""
+    [(where, text)] = problems(phonemizer, table, Word("zorbling", 0, 1), Word("hello", 1, 2), level="note")
+    assert where == 'line 4, word 1 "zorbling"' and text.startswith("not in the lexicon, read as z")
+
+
+# The commands
+
+def command(*args, code=0):
+    """lyrics.py as its users call it. Returns: what it prints, and its errors."""
+    done = subprocess.run([sys.executable, "lyrics.py", *map(str, args)], cwd=ROOT, capture_output=True,
+                          text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"})
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_plan_check_convert(tmp_path):
+    """The chain of the README: a text, its plan, a lint, another format."""
+    text = tmp_path / "song.txt"
+    text.write_text("[Verse]\nthe night is read{R EH1 D}\nI zorble you\n", encoding="utf-8")
+    command("plan", text, "-o", tmp_path / "plan.lrc", "--bpm", "90")
+    timed = (tmp_path / "plan.lrc").read_text(encoding="utf-8")
+    assert timed.startswith("[Verse]\n[00:00.50]<00:00.50>the ") and "read{ɹɛd}" in timed
+    out, _ = command("check", tmp_path / "plan.lrc")
+    assert "note: " in out and '"zorble": not in the lexicon, read as z' in out
+    assert out.endswith("0 errors, 0 warnings, 1 notes\n")
+    (tmp_path / "words.txt").write_text("# mine\nzorble Z AO1 R B AH0 L\nnight naɪt # as always\n")
+    out, _ = command("check", tmp_path / "plan.lrc", "--lexicon", tmp_path / "words.txt")
+    assert out == "0 errors, 0 warnings, 0 notes\n"
+    command("convert", tmp_path / "plan.lrc", tmp_path / "plan.ass")
+    assert "{\\k" in (tmp_path / "plan.ass").read_text(encoding="utf-8")
+    command("convert", tmp_path / "plan.ass", tmp_path / "plan.txt", "--to", "ultrastar")
+    assert "#BPM:" in (tmp_path / "plan.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("args, fragment", [
+    ([], "error: lyrics.py : expected plan, check, convert, align"),
+    (["sing"], "error: lyrics.py sing: expected"),
+    (["plan"], "arguments are required: input"), (["plan", "none.txt"], "error: none.txt: No such file"),
+    (["convert", "README.md", "a.lrc"], "error: README.md: unknown ending; expected .json, .txt"),
+    (["convert", "examples/song.txt", "/tmp/a.doc"], "error: /tmp/a.doc: unknown ending"),
+    (["plan", "examples/song.txt", "--bpm", "5"], "bpm is 5.0; expected 20..400"),
+    (["plan", "examples/song.txt", "--bmp", "5"], "did you mean --bpm?"),
+    (["check", "examples/song.txt", "--preset", "x"], "--preset x: expected one of baby"),
+    (["check", "examples/song.txt", "--lexicon", "LICENSE"], "error: LICENSE: line 20: OUT: OF is no")])
+def test_mistakes_are_one_line(args, fragment):
+    _, err = command(*args, code=2)
+    assert fragment in err and err.count("\n") == 1
+
+
+def test_check_fails_with_errors():
+    """A script that goes on singing what cannot be sung."""
+    out, _ = command("check", "examples/song.txt", code=1)
+    assert 'error: examples/song.txt: line 2, word 1 "The": has no times; `python lyrics.py plan`' in out

@@ -52,7 +52,7 @@ def jam(tmp_path_factory):
     np.save(folder / "vocal.npy", np.eye(1, WIDTH, dtype=np.float32))
     return ["--model", folder / "model", "--vae", folder / "vae_model.pt",
             "--style-encoder", folder / "encoder", "--phonemizer", BABY / PHONEMIZER,
-            "--negative-style", folder / "vocal.npy", "--offline"]
+            "--negative-style", folder / "vocal.npy", "--offline", "--page", "false"]
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_files_beside_the_manifest_come_first(jam, inputs, tmp_path, monkeypatch
     ({"duration": 99}, "a song of 99.00 s"), ({"duration": 1}, "past the duration"),
     ({"duration": -1}, "duration is '-1'; expected seconds above 0"),
     ({"audio_path": "inputs/one.txt"}, "no such style or file"),
-    ({"lrc_path": "inputs/one.txt"}, "not JSON")])
+    ({"lrc_path": "inputs/one.mp3"}, "not UTF-8 text")])
 def test_a_broken_entry_is_named(jam, inputs, tmp_path, capsys, more, fragment):
     """One line with the song's id; the others are made; the exit code tells."""
     change(inputs, 0, **more)

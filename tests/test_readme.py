@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from config import BenchConfig, SampleConfig, TrainConfig
+from lyrics import COMMANDS as COMMANDS_OF_LYRICS
 from sample import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,8 +22,10 @@ COMMANDS = [shlex.split(line) for kind, block in BLOCKS for line in block.splitl
 def flags_of(script):
     """The flags that a script knows."""
     configs = {"sample.py": SampleConfig, "train.py": TrainConfig, "bench.py": BenchConfig}
-    if script in configs:
-        settings = dataclasses.fields(configs[script])
+    classes = [config for config, _ in COMMANDS_OF_LYRICS.values()] if script == "lyrics.py" else [
+        configs[script]] if script in configs else []
+    if classes:
+        settings = [f for config in classes for f in dataclasses.fields(config)]
         return {"--" + f.name.replace("_", "-") for f in settings} | {"--config", "--help"}
     return set(re.findall(r'add_argument\("(--[\w-]+)"', (ROOT / script).read_text(encoding="utf-8")))
 
@@ -43,7 +46,8 @@ def test_commands_name_files_and_flags_that_exist(command):
 
 def test_flags_in_prose_exist():
     named = set(re.findall(r"`(--[\w-]+)", README))
-    assert named and named <= flags_of("sample.py") | flags_of("train.py") | flags_of("bench.py")
+    scripts = ("sample.py", "train.py", "bench.py", "lyrics.py")
+    assert named and named <= set().union(*map(flags_of, scripts))
 
 
 def test_make_targets_exist():
@@ -70,6 +74,7 @@ def test_the_example_and_its_mistake(tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "my.json").write_text(json.dumps(words))
     main([*command, "--model", str(tiny_folder)])
     assert (tmp_path / "my.flac").exists() and (tmp_path / "my.flac.json").exists()
+    assert (tmp_path / "my.html").exists() and (tmp_path / "my.png").exists()
     words[1]["end"] = 0.9
     (tmp_path / "my.json").write_text(json.dumps(words))
     with pytest.raises(ValueError) as caught:

@@ -32,7 +32,8 @@ def command(*args, **kwargs):
 def sing(tiny_folder, tmp_path):
     """sample.py's main on the tiny model; returns the path of the song."""
     def call(*args, out="song.wav", lyrics=HELLO):
-        main(["--model", str(tiny_folder), "--out", str(tmp_path / out), "--lyrics", str(lyrics), *args])
+        main(["--model", str(tiny_folder), "--out", str(tmp_path / out), "--lyrics", str(lyrics), "--page",
+              "false", *args])
         return tmp_path / out
     return call
 
@@ -53,7 +54,8 @@ def test_the_command(tiny_folder, tmp_path):
     assert "sampling" in done.stderr and "decoding" in done.stderr
     wave, rate = soundfile.read(out)
     assert rate == RATE and wave.shape == (round(9.75 * RATE),)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["song.flac", "song.flac.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "song.flac", "song.flac.json", "song.html", "song.png"]
 
 
 @pytest.mark.parametrize("args, fragment", [
@@ -243,3 +245,89 @@ def test_different_guidance_is_another_song(baby, tmp_path):
     plain = singer.latents(score, 0, change(cfg, steps=4, guidance="none", guidance_weights=None))
     guided = singer.latents(score, 0, change(cfg, steps=4, guidance_weights=(1.0, 3.0)))
     assert (plain - guided).abs().max() > 0.05
+
+
+# Words without times
+
+def test_plain_text_is_planned_and_sung(sing, tmp_path, capsys):
+    """Demand number one: a song from words alone; and the plan, edited or not, sings the same way again."""
+    song = sing(lyrics=ROOT / "examples" / "song.txt", out="text.wav")
+    plan = tmp_path / "text.plan.lrc"
+    assert plan.read_text().startswith("[Verse]\n[00:00.50]<00:00.50>The ")
+    assert "in 17.50 s" in capsys.readouterr().out
+    about = json.loads((tmp_path / "text.wav.json").read_text())
+    assert about["word"][0]["word"] == "The" and about["segment"][0] == {"segment": "[Verse]"}
+    again = sing(lyrics=plan, out="again.wav")
+    samples = [soundfile.read(path)[0] for path in (song, again)]
+    assert np.array_equal(*samples)
+    assert not (tmp_path / "again.plan.lrc").exists()        # nothing was planned
+    faster = sing("--bpm", "140", lyrics=ROOT / "examples" / "song.txt")
+    assert len(soundfile.read(faster)[0]) < len(samples[0])
+    partly = tmp_path / "partly.plan.lrc"
+    partly.write_text("[00:01.00]hello there\n")
+    with pytest.raises(UserError, match="its plan would overwrite the lyrics"):
+        sing(lyrics=partly, out="partly.wav")
+
+
+def test_duration_fits_the_plan(sing):
+    song = sing("--duration", "14", lyrics=ROOT / "examples" / "song.txt")
+    assert len(soundfile.read(song)[0]) == 14 * RATE
+    with pytest.raises(UserError, match="song.txt: .*7 syllables a second, the fastest"):
+        sing("--duration", "3", lyrics=ROOT / "examples" / "song.txt")
+
+
+def test_lint_before_singing(sing, tmp_path, capsys):
+    """Overlaps are errors, with how many more there are; fast words are warnings."""
+    words = [{"word": "la", "start": i / 9, "end": i / 9 + 0.1} for i in range(20)]
+    sing(lyrics=write(tmp_path / "fast.json", words))
+    assert 'fast.json: word 1 "la": 8 syllables' in capsys.readouterr().err
+    for word in words:
+        word["end"] += 0.1
+    with pytest.raises(UserError, match='word 2 "la": start 0.11 s is before .*; and 18 more: python'):
+        sing(lyrics=write(tmp_path / "fast.json", words))
+
+
+def test_pronunciations(sing, tmp_path):
+    """Inline and by a lexicon; another pronunciation is another song, made again in a manifest's folder."""
+    def sung(text, *args):
+        (tmp_path / "l.lrc").write_text(text)
+        song = sing(*args, lyrics=tmp_path / "l.lrc")
+        about = json.loads((tmp_path / "song.wav.json").read_text())
+        return about["word"][0]["phoneme"], soundfile.read(song)[0]
+    (tmp_path / "words.txt").write_text("read R IY1 D\n")
+    plain, _ = sung("[00:00.50]<00:00.50>read <00:01.00>me <00:01.50>")
+    inline, first = sung("[00:00.50]<00:00.50>read{R EH1 D} <00:01.00>me <00:01.50>")
+    mine, second = sung("[00:00.50]<00:00.50>read <00:01.00>me <00:01.50>", "--lexicon",
+                        str(tmp_path / "words.txt"))
+    assert (inline, mine) == ("ɹɛd", "ɹid") and plain in ("ɹɛd", "ɹid")
+    assert not np.array_equal(first, second)
+
+
+def test_syllables_are_sung_at_their_own_times(baby, tmp_path):
+    """Stamps inside of a word that are read, written and then not sung."""
+    arranger = baby[0]
+    (tmp_path / "l.lrc").write_text("[00:00.50]<00:00.50>hel<00:02.00>lo<00:03.00>")
+    score = arranger.score(Song("", tmp_path / "l.lrc", ("female",), (), 3.5, 0))
+    [word] = score.lyrics.words
+    assert word.word == "hello" and [p.text for p in word.phones] == list("həloʊ")
+    ids, cell_hz = arranger.table.ids, 4 * arranger.frame_hz
+    row = score.batch["phonemes"][0].tolist()
+    assert row.index(ids["l"]) == int(2.0 * cell_hz) and row[int(2.0 * cell_hz) - 1] == ids["ə"]
+
+
+def test_page_and_picture(sing, tmp_path):
+    """Every song gets its page, with the song in it; --page false leaves it out."""
+    sing("--page", "true", out="song.mp3")
+    page = (tmp_path / "song.html").read_text()
+    assert "data:audio/mpeg;base64," in page and '["hello",0.5,1.1]' in page
+    assert (tmp_path / "song.png").read_bytes().startswith(b"\x89PNG")
+    sing(out="bare.mp3")
+    assert not (tmp_path / "bare.html").exists()
+
+
+def test_tags(sing, tmp_path):
+    """Seed, model and that it is machine-made, in the file that people pass on."""
+    import mutagen
+    tags = mutagen.File(sing("--seed", "5", out="song.flac")).tags
+    assert tags["seed"] == ["5"] and tags["ai_generated"] == ["true"] and tags["title"] == ["hello"]
+    assert "singing for you" in tags["lyrics"][0]
