@@ -176,17 +176,18 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> typing.Any:
-    """Read a JSON file.
+    """Read a JSON file. Raises: UserError if it is missing or unreadable, or not JSON."""
+    return json_of(read_text(path), str(path))
 
-    Raises: UserError if it is missing or unreadable, or with line and column if it is not JSON.
-    """
-    text = read_text(path)
+
+def json_of(text: str, name: str) -> typing.Any:
+    """The value of a JSON text. Raises: UserError, with file, line and column."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as e:
-        raise UserError(f"{path}: line {e.lineno}, column {e.colno}: not JSON: {e.msg}") from None
+        raise UserError(f"{name}: line {e.lineno}, column {e.colno}: not JSON: {e.msg}") from None
     except (RecursionError, ValueError) as e:        # nested too deep, a number of too many digits
-        raise UserError(f"{path}: not JSON: {str(e)[:60]}") from None
+        raise UserError(f"{name}: not JSON: {str(e)[:60]}") from None
 
 
 def read_yaml(path: Path) -> typing.Any:

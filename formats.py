@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from cli import read_text
+from cli import json_of, read_text
 from config import UserError
 from lyrics import Line, Lyrics, Part, Word, check_span, ipa, words_in
 
@@ -32,6 +32,7 @@ JOINER = "\u2060"
 LONGEST_S = 359_999            # as long as hh:mm:ss goes
 WORD_S = 0.5                   # per word: what a line lasts that has no end and none behind it
 SECTION = re.compile(r"\[([^\[\]]*)\]")
+WORDLESS = re.compile(r"(?i)(intro|break|solo|outro|instrumental|interlude)\b")     # and a blank line
 BACKING = re.compile(r"\([^()]*\)")
 UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")     # no XML may hold them
 CLOCK = re.compile(r"(?:[0-9]{1,4}:){0,2}[0-9]{1,9}(?:[.,][0-9]{0,9})?")
@@ -855,16 +856,6 @@ def write_audacity(lyrics: Lyrics) -> str:
 
 # JSON: a list of words; the original's words and segments; Whisper's segments with words.
 
-def load(text: str, name: str) -> object:
-    """JSON. Raises: UserError, with line and column."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as e:
-        raise UserError(f"{name}: line {e.lineno}, column {e.colno}: not JSON: {e.msg}") from None
-    except (RecursionError, ValueError) as e:            # nested too deep, a number of too many digits
-        raise UserError(f"{name}: not JSON: {str(e)[:60]}") from None
-
-
 def entries(content: object, key: str, draft: Draft) -> Iterator[tuple[str, dict]]:
     """The objects of a list, each with its place. Raises: UserError if it is something else."""
     if not isinstance(content, list):
@@ -910,7 +901,7 @@ def word_json(word: Word) -> dict:
 
 def read_json(text: str, draft: Draft) -> None:
     """A list of words, all in one line."""
-    words = json_words(load(text, draft.name), draft)
+    words = json_words(json_of(text, draft.name), draft)
     draft.lines = [Line(tuple(words))] * bool(words)
 
 
@@ -922,7 +913,7 @@ def write_json(lyrics: Lyrics) -> str:
 
 def read_jam(text: str, draft: Draft) -> None:
     """{"word": [...], "segment": [...]}: the original's, whose segments are lines, and a song's account."""
-    content = load(text, draft.name)
+    content = json_of(text, draft.name)
     if not isinstance(content, dict):
         raise UserError(f'{draft.name}: expected an object with "word", a list of words')
     words, segments = json_words(content.get("word"), draft), []
@@ -951,7 +942,7 @@ def write_jam(lyrics: Lyrics) -> str:
 
 def read_whisper(text: str, draft: Draft) -> None:
     """{"segments": [{"text", "words": [...]}]}: if words begin with blanks, one without is a syllable."""
-    content = load(text, draft.name)
+    content = json_of(text, draft.name)
     if not isinstance(content, dict):
         raise UserError(f'{draft.name}: expected an object with "segments"')
     for place, segment in entries(content.get("segments"), "segment", draft):
@@ -990,9 +981,9 @@ def read_plain(text: str, draft: Draft) -> None:
             draft.lines.append(Line((), section=draft.section, number=heading))
     for number, line in numbered(text):
         with draft.at(number):
-            if SECTION.fullmatch(line.strip()):
+            if SECTION.fullmatch(line.strip()) or not line.strip() and WORDLESS.match(draft.section):
                 leave_room()
-                heading = number
+                heading = number if line.strip() else 0
             lines = len(draft.lines)
             draft.add(number, [(line, None, None)])
             heading = 0 if len(draft.lines) > lines else heading
@@ -1044,7 +1035,7 @@ def kind_of(path: Path, text: str) -> str:
             return "ultrastar"
         return "audacity" if LABEL.match(text) else "text"
     if ending == ".json":
-        content = load(text, str(path))
+        content = json_of(text, str(path))
         if isinstance(content, dict):
             return "whisper" if "segments" in content else "jam"
         return "json"

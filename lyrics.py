@@ -31,7 +31,9 @@ ARPABET = dict(zip(
     ("AA AE AH AH0 AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z "
      "ZH").split(),
     "ɑ æ ʌ ə ɔ aʊ aɪ b tʃ d ð ɛ ɝ eɪ f ɡ h ɪ i dʒ k l m n ŋ oʊ ɔɪ p ɹ s ʃ t θ ʊ u v w j z ʒ".split()))
-TOKEN = re.compile(r"(?:[^\s{]+|\{(?![^{}]*\}))+(?:\{([^{}]*)\})?|\{([^{}]*)\}")
+# A word, its pronunciation, the punctuation behind it; or a pronunciation without a word.
+TOKEN = re.compile(r"((?:[^\s{]+|\{(?![^{}]*\}))+)(?:\{([^{}]*)\}([^\s\w{]*))?|\{([^{}]*)\}")
+SUNG = re.compile(r"[\w&+@=#%$€£¢~]")             # what a word has something of; a dash alone is none
 
 
 def check_time(value: object, what: str) -> None:
@@ -131,6 +133,11 @@ class Lyrics:
         """Whether every word has both times."""
         return all(word.timed for word in self.words)
 
+    def sung(self) -> "Lyrics":
+        """The same song without signs that stand alone, such as a dash or a note: they are no words."""
+        return dataclasses.replace(self, lines=tuple(dataclasses.replace(line, words=tuple(
+            word for word in line.words if word.phoneme or SUNG.search(word.word))) for line in self.lines))
+
     def changed(self, change: Callable[[Word], Word]) -> "Lyrics":
         """The same song with each word changed."""
         return dataclasses.replace(self, lines=tuple(
@@ -139,17 +146,16 @@ class Lyrics:
 
 def words_in(text: str) -> tuple[Word, ...]:
     """The words of a text, without times: `read{ɹɛd}` or `read{R EH1 D}` gives a pronunciation.
-
     Raises: ValueError for a pronunciation without a word, or ARPAbet that is none.
     """
     words = []
     for token in TOKEN.finditer(text):
+        if token[4] is not None:
+            raise ValueError(f"{{{token[4]}}}: a pronunciation belongs to a word's end, as in read{{ɹɛd}}")
         if token[2] is not None:
-            raise ValueError(f"{{{token[2]}}}: a pronunciation belongs to a word's end, as in read{{ɹɛd}}")
-        if token[1] is None:
-            words.append(Word(token[0]))
+            words.append(Word(token[1] + token[3], phoneme=ipa(token[2])))
         else:
-            words.append(Word(token[0][:token.start(1) - token.start() - 1], phoneme=ipa(token[1])))
+            words.append(Word(token[1]))
     return tuple(words)
 
 
@@ -171,12 +177,19 @@ def ipa(text: str) -> str:
 
 # Pronunciation
 
+def spelling(word: Word, phonemizer: Phonemizer) -> str:
+    """How a word is spelled where it is not sung: love for lo~ve, and for the syllables lo- and ve."""
+    text = word.word.replace(HELD, "")
+    joined = text.replace("-", "")
+    return joined if word.syllables and phonemizer.knows(joined) else text
+
+
 def say(word: Word, phonemizer: Phonemizer, table: SymbolTable) -> Word:
     """A word with phonemes that the model knows, and, where its syllables have times, with their phones.
 
     Raises: ValueError if it cannot be read.
     """
-    phoneme = word.phoneme or phonemizer(word.word.replace(HELD, ""))
+    phoneme = word.phoneme or phonemizer(spelling(word, phonemizer))
     if SOUNDLESS.union(PUNCTUATION).issuperset(phoneme):
         raise ValueError('cannot be read; spell it in English letters, or give its pronunciation: '
                          f"{word.word}{{ɹɛd}}")
@@ -261,15 +274,24 @@ def check(lyrics: Lyrics, phonemizer: Phonemizer, table: SymbolTable, cell_hz: f
     problems, said = [], []
     numbered = [(line, word) for line in lyrics.lines for word in line.words]
     last_end, before = 0.0, ""
+    untimed = sum(not word.timed for _, word in numbered)
     for number, (line, word) in enumerate(numbered, 1):
         where = place(line, number, word)
         def found(level, text, where=where):
             problems.append(Problem(level, where, text))
         if not word.timed:
-            found("error", "has no times; `python lyrics.py plan` gives it some")
+            if untimed:
+                found("error", f"has no times{f', as {untimed - 1} more' * (untimed > 1)}; `python lyrics.py "
+                               "plan` gives them some")
+            untimed = 0                                      # told once
+            try:
+                say(word, phonemizer, table)
+            except ValueError as e:
+                found("error", str(e))
             continue
         if word.start < last_end - OVERLAP_S:
-            found("error", f"start {word.start:.2f} s is before the end {last_end:.2f} s of {before}")
+            found("error", f"start {word.start:.2f} s is before the end {last_end:.2f} s of {before}; one "
+                           "voice sings one word at a time")
         if word.end <= word.start:
             found("error", f"end {word.end:.2f} s is at its start")
         if duration_s is not None and word.end > duration_s + OVERLAP_S:
@@ -300,7 +322,7 @@ def check_sounds(word: Word, phonemizer: Phonemizer, table: SymbolTable, cell_hz
     if word.syllables and not word.phones:
         found("warning", f"its {len(word.syllables)} syllables are not those of {word.phoneme}; only the "
                          "word's own times are used")
-    if not phonemizer.knows(word.word.replace(HELD, "")):
+    if not phonemizer.knows(spelling(word, phonemizer)):
         found("note", f"not in the lexicon, read as {word.phoneme}")
 
 
@@ -331,11 +353,11 @@ def read_lexicon(path: Path) -> dict[str, str]:
     """
     lexicon = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
-        word, _, sounds = line.partition("#")[0].strip().partition(" ")
-        if not word:
+        word, *sounds = line.partition(" #")[0].split(None, 1)[:2] or [""]
+        if not word or word.startswith("#"):
             continue
         try:
-            lexicon[word.lower()] = ipa(sounds)
+            lexicon[word] = ipa(*sounds or [""])
         except ValueError as e:
             raise UserError(f"{path}: line {number}: {word}: {e}") from None
     return lexicon
@@ -348,13 +370,22 @@ def reader(path: Path, lexicon: Path | None) -> Phonemizer:
     return phonemizer
 
 
-def save(lyrics: Lyrics, path: Path | None, kind: str | None) -> None:
-    """Write lyrics to path, in the format of its ending unless kind names one; to the terminal for None."""
+def save(lyrics: Lyrics, path: Path | None, kind: str | None, source: Path | None = None) -> None:
+    """Write lyrics to path, in the format of its ending unless kind names one; to the terminal for None.
+
+    Raises: UserError if it is the `source` of new times, or would not keep them.
+    """
     import formats                                           # which imports this module
     if path is None:
         print(formats.write(lyrics, kind or "lrc"), end="")
         return
-    text = formats.write(lyrics, kind or formats.kind_for(path))
+    kind = kind or formats.kind_for(path)
+    if source and path.exists() and path.samefile(source):
+        raise UserError(f"--out {path}: would overwrite its own lyrics")
+    if source and "words" not in formats.format_of(kind).carries.split():
+        raise UserError(f"--out {path}: {kind} keeps no times of words; expected one of " + ", ".join(
+            name for name, row in formats.KINDS.items() if "words" in row.carries.split()) + " (--to)")
+    text = formats.write(lyrics, kind)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -363,9 +394,9 @@ def plan_command(cfg: PlanConfig) -> None:
     """python lyrics.py plan"""
     import formats
     from plan import plan
-    lyrics = formats.read(cfg.input)
+    lyrics = formats.read(cfg.input).sung()
     try:
-        save(plan(lyrics, reader(cfg.phonemizer, cfg.lexicon), cfg), cfg.out, cfg.to)
+        save(plan(lyrics, reader(cfg.phonemizer, cfg.lexicon), cfg), cfg.out, cfg.to, cfg.input)
     except UserError as e:
         raise UserError(f"{cfg.input}: {e}") from None
 
@@ -376,7 +407,7 @@ def check_command(cfg: CheckConfig) -> None:
     if cfg.preset not in PRESETS:
         raise UserError(f"--preset {cfg.preset}: expected one of {', '.join(PRESETS)}")
     phonemizer, codec = reader(cfg.phonemizer, cfg.lexicon), PRESETS[cfg.preset].codec
-    problems = check(formats.read(cfg.input), phonemizer, SymbolTable(phonemizer.symbols),
+    problems = check(formats.read(cfg.input).sung(), phonemizer, SymbolTable(phonemizer.symbols),
                      CELLS_PER_FRAME * codec.sample_rate_hz / codec.hop, cfg.duration)
     for level in ("error", "warning", "note"):
         for problem in problems:
@@ -398,7 +429,7 @@ def align_command(cfg: AlignConfig) -> None:
     """python lyrics.py align"""
     import formats
     from align import align
-    save(align(cfg.audio, formats.read(cfg.input), cfg), cfg.out, cfg.to)
+    save(align(cfg.audio, formats.read(cfg.input).sung(), cfg), cfg.out, cfg.to, cfg.input)
 
 
 COMMANDS = {"plan": (PlanConfig, plan_command), "check": (CheckConfig, check_command),

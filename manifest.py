@@ -123,7 +123,7 @@ def locate(name: str, cfg: SampleConfig) -> Path:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a song's files go. A single song has only `song` and its account."""
+    """Where a song's files go. A song without a manifest has neither `original` nor `latents`."""
     song: Path
     original: Path | None = None         # as long as it was sampled
     latents: Path | None = None          # (T, C) float32
@@ -148,9 +148,10 @@ class Outputs:
         """The times that were given to lyrics without."""
         return self.song.with_suffix(".plan.lrc")
 
-    def made(self, request: dict) -> bool:
-        """Whether all files are there, made from this very request."""
-        if not all(p.is_file() for p in (self.song, self.original, self.latents, self.account) if p):
+    def made(self, request: dict, page: bool) -> bool:
+        """Whether all files are there, page and picture if asked for, made from this very request."""
+        files = [self.song, self.original, self.latents, self.account, *[self.page, self.picture] * page]
+        if not all(p.is_file() for p in files if p):
             return False
         try:
             return read_json(self.account).get("request") == json.loads(json.dumps(request))

@@ -14,7 +14,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from config import READ_ERRORS, UserError
-from spoken import spoken
+from spoken import APOSTROPHES, spoken
 
 CELLS_PER_FRAME = 4
 WORD_END = 0                          # of the phonemizer's special tokens (0..2) the only one on the grid
@@ -285,6 +285,7 @@ class Phonemizer:
                         if table.idx_to_token[i] not in table.special_tokens]
         self._letters = set(predictor.text_tokenizer.token_to_idx) - predictor.text_tokenizer.special_tokens
         self._predictor, self._lexicon, self._cache = predictor, lexicon, {}
+        self._own: dict[str, str] = {}                           # what the user taught
 
     def __call__(self, word: str) -> str:
         """Returns the IPA of one word.
@@ -295,22 +296,29 @@ class Phonemizer:
             IPA of `symbols`, or "" if anything of it cannot be read or there is nothing: nothing is left
             out of a word silently.
         """
+        if self._bare(word) in self._own:
+            return self._own[self._bare(word)]
         said = [self._pronounce(part) for part in spoken(word)]
         return "".join(said) if all(said) else ""
 
     def learn(self, lexicon: dict[str, str]) -> None:
-        """Add words, in lower case, with their IPA; they win over those that are there."""
-        self._lexicon = self._lexicon | lexicon
+        """Add words with their IPA; they win over all that is known, also of numbers and signs."""
         self._cache.clear()
+        self._own |= {self._bare(word): phoneme for word, phoneme in lexicon.items()}
+
+    @staticmethod
+    def _bare(word: str) -> str:
+        """A word without case and without the punctuation around it."""
+        return re.sub(r"^[^\w$€£#&@']+|[^\w%¢&']+$", "", word.translate(APOSTROPHES).lower())
 
     def knows(self, word: str) -> bool:
         """Whether the lexicon has all parts of a word; others are guessed from their letters."""
-        return all(self._entry(part) for part in spoken(word))
+        return self._bare(word) in self._own or all(self._entry(part) for part in spoken(word))
 
     def _entry(self, word: str) -> str:
         """The lexicon's IPA of a part, "" if it has none."""
         spellings = (word, word.rstrip("'"), word.strip("'"), word.replace("'", ""))
-        return next((self._lexicon[s] for s in spellings if s in self._lexicon), "")
+        return next((table[s] for table in (self._own, self._lexicon) for s in spellings if s in table), "")
 
     def _pronounce(self, word: str) -> str:
         if word not in self._cache:

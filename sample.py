@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import importlib.util
 import json
 import math
 import os
@@ -25,20 +26,20 @@ from tqdm import tqdm
 import formats
 import karaoke
 from audio import FORMATS, READABLE, master, write_wave
-from cli import find, parse, pick_device, replacing, run
+from cli import find, parse, pick_device, read_json, read_text, replacing, run
 from config import GUIDANCE_WEIGHTS, Guidance, PlanSettings, Preset, SampleConfig, UserError
 from data import collate, conditions
 from hub import ASSETS, ModelFiles, doctor, encoder_folders, fetch, locate, sha256
-from lyrics import Lyrics, check, pronounce, reader
+from lyrics import Lyrics, Word, check, pronounce, reader
 from manifest import Outputs, Processes, Report, Song, outputs_of, read_manifest, song_of
 from model import load_model, sample, time_grid
 from phonemes import CELLS_PER_FRAME, SymbolTable
+from plan import TAIL_S
 from plan import plan as planned
 from style import Crop, StyleEncoder, default_style, negative_vector, style_vector, weighted
 from vae import make_codec
 
 SHORTEST_S = 0.01              # song
-TAIL_S = 0.5                   # silence after the last word where no duration is given
 LONGEST_NAME = 240             # bytes; file systems allow 255, temporary names take some
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -56,7 +57,7 @@ class Score:
     @property
     def title(self) -> str:
         """What it is called: whatever its file's name will be, so that equal songs are equal files."""
-        return self.lyrics.title or self.song.id or self.song.lyrics.stem
+        return self.lyrics.title or self.song.id or self.song.lyrics.stem.removesuffix(".plan")
 
 
 class Arranger:
@@ -84,14 +85,14 @@ class Arranger:
 
     def score(self, song: Song) -> Score:
         """Make a score. Raises: UserError for anything wrong with words, style or duration."""
-        given = formats.read(song.lyrics)
+        given = formats.read(song.lyrics).sung()
         if not given.words and song.duration_s is None:
             raise UserError(f"{song.lyrics}: has no words; say how long the song is with --duration")
         timed = given
         if not given.timed:
             settings = PlanSettings(bpm=self.cfg.bpm, duration=song.duration_s)
             try:
-                timed = planned(given, self.phonemizer, settings)
+                timed = planned(given, self.phonemizer, settings).changed(hundredths)
             except UserError as e:
                 raise UserError(f"{song.lyrics}: {e}") from None
         last_s = max((word.end for word in timed.words), default=0.0)
@@ -99,8 +100,9 @@ class Arranger:
         if duration_s is None:
             duration_s = max(last_s, min(last_s + TAIL_S, self.longest_s))
         if not SHORTEST_S <= duration_s <= self.longest_s:
+            advice = "" if given.timed else "; leave out lines, or raise --bpm"
             raise UserError(f"{song.lyrics}: a song of {duration_s:.2f} s; this model sings {SHORTEST_S} to "
-                            f"{self.longest_s:.2f} s")
+                            f"{self.longest_s:.2f} s{advice}")
         self.lint(timed, duration_s, song.lyrics)
         lyrics = pronounce(timed, self.phonemizer, self.table, song.lyrics)
         return self.lay(song, lyrics, duration_s, plan=None if given.timed else timed)
@@ -127,6 +129,13 @@ class Arranger:
         item, _ = conditions(spoken, frames, 0, self.preset, self.table)
         batch = collate([item | {"style": style, "frames": frames}], None, self.preset)
         return Score(song, lyrics, plan, batch, self.negative, duration_s)
+
+
+def hundredths(word: Word) -> Word:
+    """A word at times that a plan's file can hold, so that the file sings the same song."""
+    start, end = round(word.start, 2), round(word.end, 2)
+    return word if (start, end) == (word.start, word.end) else dataclasses.replace(
+        word, start=start, end=end, phones=(), syllables=())
 
 
 class Singer:
@@ -161,10 +170,10 @@ def check_output(path: Path, inputs: list[Path]) -> None:
         raise UserError(f"--out {path}: a name of more than {LONGEST_NAME - len('.json')} bytes")
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}")
-    for file in (path, about, page, picture):
+    for file in (path, about, page, picture, Outputs(path).plan):
         if file.is_dir():
             raise UserError(f"--out {path}: {file} is a folder")
-        for used in inputs:
+        for used in inputs if file != Outputs(path).plan else ():        # a plan may be the lyrics
             if file.exists() and os.path.exists(used) and file.samefile(used):
                 raise UserError(f"--out {path}: would overwrite {used}")
         if not os.access(path.parent, os.W_OK) or file.exists() and not os.access(file, os.W_OK):
@@ -185,6 +194,9 @@ def validate(cfg: SampleConfig) -> None:
     crop_of(cfg, cfg.seed)
     if cfg.sway is not None and not -1 <= cfg.sway <= 0:
         raise UserError(f"--sway {cfg.sway}: expected -1 to 0")
+    for library in ("mutagen", "PIL"):
+        if importlib.util.find_spec(library) is None:
+            raise UserError(f"{library} is not installed: pip install -r requirements.txt")
     if cfg.dtype not in DTYPES:
         raise UserError(f"--dtype {cfg.dtype}: expected {' or '.join(DTYPES)}")
     if cfg.format is not None and (cfg.manifest is None or f".{cfg.format}" not in FORMATS):
@@ -251,8 +263,20 @@ def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig) -
             "sha256": {part: sha256(path) for part, path in parts.items() if path}}
 
 
-def sidecar(score: Score, request: dict, cfg: SampleConfig, outputs: Outputs,
-            seconds: dict[str, float]) -> str:
+def keep_edits(outputs: Outputs, plan: str | None) -> None:
+    """Raise UserError if a plan would be written over one that was changed since it was made."""
+    if plan is None or not outputs.plan.exists():
+        return
+    try:
+        made = read_json(outputs.account).get("plan")
+    except (UserError, AttributeError):                      # no account, or none of ours
+        made = None
+    if read_text(outputs.plan) not in (plan, made):
+        raise UserError(f"{outputs.plan}: was changed; sing it with --lyrics {outputs.plan}, or move it away")
+
+
+def sidecar(score: Score, request: dict, cfg: SampleConfig, outputs: Outputs, seconds: dict[str, float],
+            plan: str | None) -> str:
     """The account of a song: everything needed to remake it; `--lyrics` and `--config` take it, too."""
     song = score.song
     settings = dataclasses.replace(
@@ -262,7 +286,7 @@ def sidecar(score: Score, request: dict, cfg: SampleConfig, outputs: Outputs,
     lyrics = dataclasses.replace(score.lyrics, title=score.title)
     plain = lyrics.changed(lambda word: dataclasses.replace(word, phoneme=None))         # easier to read
     return json.dumps(json.loads(formats.write(plain, "jam")) | {
-        "word": [formats.word_json(word) for word in lyrics.words],
+        "word": [formats.word_json(word) for word in lyrics.words], "plan": plan,
         "id": song.id, "request": request, "settings": dataclasses.asdict(settings),
         "style": score.batch["style"][0].tolist(),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
@@ -275,6 +299,8 @@ def sing(singer: Singer, score: Score, request: dict, cfg: SampleConfig, outputs
     """Sing one variant of a song and write its files, all or none. Returns the seconds of each stage."""
     def bar(name, unit):
         return lambda steps: tqdm(steps, name, unit=unit, disable=not bars)
+    plan = formats.write(score.plan, "lrc") if score.plan else None
+    keep_edits(outputs, plan)
     rate_hz, began = singer.preset.codec.sample_rate_hz, time.perf_counter()
     latents = singer.latents(score, request["seed"], cfg, bar("sampling", "step"))
     sampled = time.perf_counter()
@@ -283,7 +309,7 @@ def sing(singer: Singer, score: Score, request: dict, cfg: SampleConfig, outputs
     seconds = {"sample": sampled - began, "decode": time.perf_counter() - sampled}
     with contextlib.ExitStack() as stack:                    # the account appears last: then all is there
         path = stack.enter_context(replacing(outputs.account))
-        path.write_text(sidecar(score, request, cfg, outputs, seconds), encoding="utf-8",
+        path.write_text(sidecar(score, request, cfg, outputs, seconds, plan), encoding="utf-8",
                         errors="backslashreplace")
         if outputs.latents:
             torch.save(latents[0].clone(), stack.enter_context(replacing(outputs.latents)))
@@ -297,9 +323,8 @@ def sing(singer: Singer, score: Score, request: dict, cfg: SampleConfig, outputs
             text = karaoke.page(score.lyrics, path, score.title, wave, rate_hz, outputs.song)
             stack.enter_context(replacing(outputs.page)).write_text(text, encoding="ascii")
             karaoke.picture(stack.enter_context(replacing(outputs.picture)), wave, rate_hz, score.lyrics)
-        if score.plan:
-            path = stack.enter_context(replacing(outputs.plan))
-            path.write_text(formats.write(score.plan, "lrc"), encoding="utf-8")
+        if plan:
+            stack.enter_context(replacing(outputs.plan)).write_text(plan, encoding="utf-8")
         outputs.account.unlink(missing_ok=True)              # from here on the old files are replaced
     return seconds
 
@@ -311,7 +336,7 @@ def sing_one(cfg: SampleConfig, began: float) -> None:
     song = Song("", find(cfg.lyrics), cfg.style or (), cfg.style_text or (), cfg.duration, cfg.seed)
     inputs = [song.lyrics, *(Path(weighted(name, os.path.isfile)[0]) for name in song.styles)]
     for outputs in outputs_of(song, cfg):
-        check_output(outputs.song, [*inputs, Path(cfg.negative_style or "")])
+        check_output(outputs.song, [*inputs, Path(cfg.negative_style or ""), Path(cfg.lexicon or "")])
     device, files = pick_device(cfg.device), locate(cfg)
     cfg = resolve(cfg, files.preset)
     if not song.styles and not song.texts and not cfg.ignore_style:
@@ -375,7 +400,7 @@ def sing_many(cfg: SampleConfig) -> bool:
         with reported(name, report) if mine else contextlib.suppress(*SONG_ERRORS):
             song = song_of(name, entry, cfg)
             jobs = [(request_of(song, k, files, cfg), o) for k, o in enumerate(outputs_of(song, cfg))]
-            if not all(outputs.made(request) for request, outputs in jobs):
+            if not all(outputs.made(request, cfg.page) for request, outputs in jobs):
                 pending.append((song, jobs))
             elif mine:
                 report.add(name, "finished", jobs)
@@ -390,7 +415,7 @@ def sing_many(cfg: SampleConfig) -> bool:
     for score, jobs in scores:
         with reported(score.song.id, report):
             for request, outputs in jobs:
-                if outputs.made(request):
+                if outputs.made(request, cfg.page):
                     continue
                 seconds = sing(singer, score, request, cfg, outputs, processes.world == 1)
                 print(f"{score.song.id}: {score.duration_s:.1f} s of song in {sum(seconds.values()):.1f} s: "

@@ -498,3 +498,12 @@ def test_the_table_says_what_there_is():
         assert kind_of(Path(f"x{form.extension}"), written) == kind
     account = {"request": {}, "word": [{"word": "a", "start": 1, "end": 2, "phones": [], "syllables": []}]}
     assert sketch(parse(json.dumps(account), kind_of(Path("a.json"), json.dumps(account)), "x")) == ["a@1-2"]
+
+
+@pytest.mark.parametrize("text, sections", [
+    ("[Intro]\n\nhello\n", [("Intro", 0), ("Intro", 1)]), ("[Verse]\n\nhello\n", [("Verse", 1)]),
+    ("[Break 2]\n[Verse]\nhello\n[Outro]\n", [("Break 2", 0), ("Verse", 1), ("Outro", 0)]),
+    ("[Solo]\nhello\n\nyou\n", [("Solo", 1), ("Solo", 1)])])
+def test_sections_without_words(text, sections):
+    """A break that is asked for and not planned; a gap behind each heading with a blank line."""
+    assert [(line.section, len(line.words)) for line in parse(text, "text", "a.txt").lines] == sections

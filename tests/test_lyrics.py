@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import PHONEMIZER, UserError
-from lyrics import ARPABET, Line, Lyrics, Part, Word, check, ipa, phones_of, pronounce, syllables_in, words_in
+from lyrics import ARPABET, Line, Lyrics, Part, Word, check, ipa, phones_of, pronounce, read_lexicon
+from lyrics import syllables_in, words_in
 from phonemes import SymbolTable, load_phonemizer
 
 quick = settings(deadline=None, derandomize=True, max_examples=100, database=None)
@@ -55,6 +56,8 @@ def test_words_and_lines():
     assert line.text == "love me" and line == dataclasses.replace(line, number=9)
     lyrics = Lyrics((line, Line(())))
     assert lyrics.words == line.words and lyrics.timed and not song(Word("a")).timed
+    signs = Lyrics((Line(words_in("hello - my … ♪ you & I ~ -{naʊ}")),)).sung()
+    assert signs.lines[0].text == "hello my you & I ~ -"
     with pytest.raises(dataclasses.FrozenInstanceError):
         word.start = 2
     with pytest.raises(ValueError, match="is before start"):
@@ -67,7 +70,8 @@ def test_words_and_lines():
 
 @pytest.mark.parametrize("text, words", [
     ("I read{ɹɛd} it", [("I", None), ("read", "ɹɛd"), ("it", None)]),
-    ("read{R EH1 D},", [("read", "ɹɛd"), (",", None)]), ("a{AH0}b{AY1 OW2}", [("a", "ə"), ("b", "aɪoʊ")]),
+    ("read{R EH1 D}, (read{ɹɛd})!", [("read,", "ɹɛd"), ("(read)!", "ɹɛd")]),
+    ("a{AH0}b{AY1 OW2}", [("a", "ə"), ("b", "aɪoʊ")]),
     ("lo~ve  you\tnow ", [("lo~ve", None), ("you", None), ("now", None)]), ("", []),
     ("a{ ɹ ɛ d }", [("a", "ɹɛd")]), ("x{ y", [("x{", None), ("y", None)]),
     ("x} y", [("x}", None), ("y", None)])])
@@ -142,6 +146,27 @@ def test_phones_of_syllables():
     assert phones[0].start == 1.0 and phones[1].end == pytest.approx(1.5) and phones[2].start == 1.5
     assert phones[-1].end == pytest.approx(3.0)
     assert phones_of("lʌv", parts) == () and phones_of("lʌv", ()) == ()
+
+
+def test_syllables_with_hyphens_are_one_word(phonemizer, table, tmp_path):
+    """lo-ve with two stamps, sung as lo, then vee."""
+    parts = (Part("beau-", 0, 1), Part("ti-", 1, 2), Part("ful", 2, 3))
+    lyrics = song(Word("beau-ti-ful", 0, 3, syllables=parts), Word("rock-hello", 3, 4))
+    said = pronounce(lyrics, phonemizer, table, tmp_path / "song.lrc").words
+    assert said[0].phoneme == phonemizer("beautiful") and said[1].phoneme == phonemizer("rock-hello")
+    assert not problems(phonemizer, table, *lyrics.words, level="note")
+
+
+def test_lexicon(phonemizer, tmp_path):
+    """Tabs between word and sounds; words that are otherwise rewritten before they are looked up."""
+    path = tmp_path / "words.txt"
+    path.write_text("READ\tR EH1 D\nBeyoncé  bijɒnseɪ\ndon’t doʊn\nR&B ɑɹ\n24 tuː #  mine\n# 7 x\n",
+                    encoding="utf-8")
+    mine = load_phonemizer(BABY / PHONEMIZER)
+    mine.learn(read_lexicon(path))
+    for word, phoneme in [("read,", "ɹɛd"), ("BEYONCÉ!", "bijɒnseɪ"), ("don't", "doʊn"), ("“R&B”", "ɑɹ"),
+                          ("24", "tuː"), ("read-read", "ɹɛdɹɛd")]:
+        assert mine(word) == phoneme and mine.knows(word), word
 
 
 # Lint
@@ -242,4 +267,16 @@ def test_mistakes_are_one_line(args, fragment):
 def test_check_fails_with_errors():
     """A script that goes on singing what cannot be sung."""
     out, _ = command("check", "examples/song.txt", code=1)
-    assert 'error: examples/song.txt: line 2, word 1 "The": has no times; `python lyrics.py plan`' in out
+    assert 'line 2, word 1 "The": has no times, as 30 more; `python lyrics.py plan`' in out
+    assert out.count("error: ") == 1                         # not one for each word
+
+
+def test_new_times_are_kept(tmp_path):
+    """A plan written into a format without times, or over the text that it was made of."""
+    text = tmp_path / "song.txt"
+    text.write_text("la la la\n")
+    for out, fragment in (("plan.txt", "text keeps no times of words; expected one of json"),
+                          ("song.txt", "own lyrics"), ("plan.srt", "srt keeps no times")):
+        _, err = command("plan", text, "-o", tmp_path / out, code=2)
+        assert fragment in err and text.read_text() == "la la la\n"
+    command("plan", text, "-o", tmp_path / "labels.txt", "--to", "audacity")

@@ -164,6 +164,9 @@ def test_finished_songs_are_skipped(jam, inputs, tmp_path, monkeypatch, capsys):
     assert run(jam, inputs, out)[0] == 0 and sung == ["one", "two, too", "drei"]
     changed = {name for name, content in sounds(out).items() if before[name] != content}
     assert {name.split("/")[1].split(".")[0] for name in changed} == {"two, too", "drei"}
+    assert run(jam, inputs, out, "--page", "true")[0] == 0 and sung[3:] == ["one", "two, too", "drei"]
+    assert (out / "generated" / "two, too.html").exists()
+    del sung[3:]
     (out / "generated" / "one.wav.json").write_text("{")              # cut short in the middle of writing
     assert run(jam, inputs, out)[0] == 0 and sung[3:] == ["one"]
     assert run(jam, inputs, out, "--steps", "2")[0] == 0 and len(sung) == 7

@@ -261,6 +261,16 @@ def test_plain_text_is_planned_and_sung(sing, tmp_path, capsys):
     samples = [soundfile.read(path)[0] for path in (song, again)]
     assert np.array_equal(*samples)
     assert not (tmp_path / "again.plan.lrc").exists()        # nothing was planned
+    assert json.loads((tmp_path / "again.wav.json").read_text())["title"] == "text"
+    odd = [soundfile.read(sing("--bpm", "97", lyrics=ROOT / "examples" / "song.txt", out="odd.wav"))[0]]
+    odd.append(soundfile.read(sing(lyrics=tmp_path / "odd.plan.lrc", out="same.wav"))[0])
+    assert np.array_equal(*odd)                              # beats of 97 are no hundredths of seconds
+    sing("--seed", "2", lyrics=ROOT / "examples" / "song.txt", out="text.wav")
+    plan.write_text(plan.read_text().replace("<00:00.80>", "<00:00.90>"))
+    with pytest.raises(UserError, match="text.plan.lrc: was changed; sing it with --lyrics"):
+        sing("--seed", "3", lyrics=ROOT / "examples" / "song.txt", out="text.wav")
+    edited = soundfile.read(sing(lyrics=plan, out="edited.wav"))[0]
+    assert not np.array_equal(edited, samples[0])
     faster = sing("--bpm", "140", lyrics=ROOT / "examples" / "song.txt")
     assert len(soundfile.read(faster)[0]) < len(samples[0])
     partly = tmp_path / "partly.plan.lrc"
