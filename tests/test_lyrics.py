@@ -11,9 +11,10 @@ from conftest import BABY, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cli import run
 from config import PHONEMIZER, UserError
 from lyrics import ARPABET, Line, Lyrics, Part, Word, check, ipa, phones_of, pronounce, read_lexicon
-from lyrics import syllables_in, words_in
+from lyrics import main, syllables_in, words_in
 from phonemes import SymbolTable, load_phonemizer
 
 quick = settings(deadline=None, derandomize=True, max_examples=100, database=None)
@@ -222,15 +223,33 @@ def test_unknown_words_are_noted(phonemizer, table):
 
 # The commands
 
-def command(*args, code=0):
+@pytest.fixture
+def command(capsys, monkeypatch):
     """lyrics.py as its users call it. Returns: what it prints, and its errors."""
-    done = subprocess.run([sys.executable, "lyrics.py", *map(str, args)], cwd=ROOT, capture_output=True,
-                          text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"})
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
-    return done.stdout, done.stderr
+    monkeypatch.chdir(ROOT)
+
+    def call(*args, code=0):
+        ended = 0
+        try:
+            run(lambda: main([str(arg) for arg in args]))
+        except SystemExit as end:
+            ended = end.code
+        out, err = capsys.readouterr()
+        assert ended == code, err
+        return out, err
+    return call
 
 
-def test_plan_check_convert(tmp_path):
+def test_as_a_program(tmp_path):
+    """Imported twice, as a program and by its own formats, its words would be of two classes."""
+    args = ["convert", ROOT / "examples" / "hello.json", tmp_path / "a.lrc"]
+    done = subprocess.run([sys.executable, ROOT / "lyrics.py", *args], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "a.lrc").read_text().startswith("[00:00.50]<00:00.50>hello ")
+
+
+def test_plan_check_convert(tmp_path, command):
     """The chain of the README: a text, its plan, a lint, another format."""
     text = tmp_path / "song.txt"
     text.write_text("[Verse]\nthe night is read{R EH1 D}\nI zorble you\n", encoding="utf-8")
@@ -259,19 +278,19 @@ def test_plan_check_convert(tmp_path):
     (["plan", "examples/song.txt", "--bmp", "5"], "did you mean --bpm?"),
     (["check", "examples/song.txt", "--preset", "x"], "--preset x: expected one of baby"),
     (["check", "examples/song.txt", "--lexicon", "LICENSE"], "error: LICENSE: line 20: OUT: OF is no")])
-def test_mistakes_are_one_line(args, fragment):
+def test_mistakes_are_one_line(args, fragment, command):
     _, err = command(*args, code=2)
     assert fragment in err and err.count("\n") == 1
 
 
-def test_check_fails_with_errors():
+def test_check_fails_with_errors(command):
     """A script that goes on singing what cannot be sung."""
     out, _ = command("check", "examples/song.txt", code=1)
     assert 'line 2, word 1 "The": has no times, as 30 more; `python lyrics.py plan`' in out
     assert out.count("error: ") == 1                         # not one for each word
 
 
-def test_new_times_are_kept(tmp_path):
+def test_new_times_are_kept(tmp_path, command):
     """A plan written into a format without times, or over the text that it was made of."""
     text = tmp_path / "song.txt"
     text.write_text("la la la\n")
