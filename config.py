@@ -145,7 +145,7 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Sing timed words: one song, or all songs of a manifest."""
+    """Sing words, with times or without: one song, or all songs of a manifest."""
     lyrics: Path = setting(Path("examples/hello.json"), "plain text, or timed words (JSON, LRC, SRT, ASS...)")
     bpm: float = setting(PlanSettings.bpm, "beats a minute of lyrics without times")
     lexicon: Path | None = setting(None, "pronunciations of your own: lines of a word and its IPA or ARPAbet")

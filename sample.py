@@ -1,4 +1,4 @@
-"""Timed words -> a song: `python sample.py --lyrics FILE --style female --out song.wav`.
+"""Words -> a song: `python sample.py --lyrics FILE --style female --out song.wav`.
 
 Read `sing_one`, then `Arranger` (words and style become what the network reads) and `Singer` (the network
 turns noise into latents, vae.py turns latents into sound); `sing_many` does the same for a manifest, by
