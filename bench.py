@@ -1,11 +1,12 @@
-"""How much memory and time a model takes, with random weights: `python bench.py --preset jam-0.5`.
+"""How much memory and time a model takes, with random weights: `python bench.py --what train`.
 
-Read `main`; `Peak` counts the bytes of living tensors, on any device, and so lets a CPU tell what a GPU will
-need. What the kernels themselves borrow for a moment is not in it, except on CUDA, where the allocator's own
-count is taken.
+Read `bench_sample` and `bench_train`; `Peak` counts the bytes of living tensors, on any device, and so lets a
+CPU tell what a GPU will need. What the kernels themselves borrow for a moment is not in it, except on CUDA,
+where the allocator's own count is taken.
 """
 
 import dataclasses
+import functools
 import math
 import time
 import weakref
@@ -16,11 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cli import parse, pick_device, run
-from config import PRESETS, BenchConfig, CodecConfig, UserError
-from data import collate, conditions
+from config import PRESETS, BenchConfig, CodecConfig, Preset, TrainConfig, UserError
+from data import Batch, collate, conditions
 from model import DiT, sample, time_grid
 from phonemes import SymbolTable
+from processes import Processes
 from sample import DTYPES
+from tracker import matmul_rate, work_of
+from train import FlowObjective, Trainer
 from vae import DEVICE_ROWS, MelCodec, Oobleck, OobleckCodec
 
 GIB = 1024 ** 3
@@ -74,22 +78,10 @@ def random_codec(config: CodecConfig, device: torch.device) -> tuple[MelCodec | 
     return codec, sum(p.nbytes for p in model.parameters())
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print a table of what each stage takes."""
-    cfg = parse(BenchConfig, __doc__.splitlines()[0], argv)
-    if cfg.preset not in PRESETS or cfg.dtype not in DTYPES or cfg.steps < 2:
-        raise UserError(f"--preset, --dtype, --steps: expected {' or '.join(PRESETS)}, {' or '.join(DTYPES)}"
-                        ", 2 or more")
-    preset, device, dtype = PRESETS[cfg.preset], pick_device(cfg.device), DTYPES[cfg.dtype]
-    frame_hz = preset.codec.sample_rate_hz / preset.codec.hop
-    longest_s = preset.model.max_frames / frame_hz
-    duration_s = longest_s if cfg.duration is None else cfg.duration
-    if not 0 < duration_s <= longest_s:
-        raise UserError(f"--duration {duration_s}: expected seconds, {longest_s:.1f} at most")
-    torch.manual_seed(0)
-    model = DiT(preset.model).requires_grad_(False).to(device, dtype)
+def bench_sample(cfg: BenchConfig, preset: Preset, frames: int, device: torch.device) -> None:
+    """Print what each stage of singing a song of `frames` takes."""
+    model = DiT(preset.model).requires_grad_(False).to(device, DTYPES[cfg.dtype])
     codec, codec_bytes = random_codec(preset.codec, device)
-    frames = math.ceil(duration_s * frame_hz)
     item, _ = conditions([], frames, 0, preset, SymbolTable("a"))
     item |= {"style": torch.randn(preset.model.cond_dim), "frames": frames}
     batch = {k: v.to(device) for k, v in collate([item], None, preset).items()}
@@ -102,13 +94,61 @@ def main(argv: list[str] | None = None) -> None:
                             device)
     rows[f"sampling, per guided step of {noise.shape[1]} frames"] = (seconds / (cfg.steps - 1), peak)
     seconds, peak = measure(lambda: codec.decode(noise.float().cpu()), device)
-    rows[f"decoding {duration_s:.1f} s"] = (seconds, peak)
+    rows[f"decoding {frames} frames"] = (seconds, peak)
     held = rows["network's weights"][1] + rows["codec's weights"][1]
-    print(f"{cfg.preset}, {cfg.dtype}, {device}")
     for name, (seconds, size) in rows.items():
         print(f"{name:45} {size / GIB:8.3f} GiB {seconds:8.2f} s")
     most = held + max(size for name, (_, size) in rows.items() if "weights" not in name)
     print(f"{'at most, both loaded':45} {most / GIB:8.3f} GiB")
+
+
+def bench_train(cfg: BenchConfig, preset: Preset, frames: int, device: torch.device) -> None:
+    """Print what optimizer steps over --batch songs of `frames` take, and the share of the matmul rate."""
+    settings = TrainConfig(preset=cfg.preset, batch=cfg.batch, bf16=cfg.dtype == "bfloat16", ema=0.0,
+                           gradient_checkpointing=cfg.gradient_checkpointing)
+    preset = dataclasses.replace(preset, trim=False,
+                                 model=dataclasses.replace(preset.model, max_frames=frames))
+    trainer = Trainer(settings, DiT(preset.model), functools.partial(FlowObjective, cfg=settings),
+                      Processes(), device)
+    item, _ = conditions([], frames, 0, preset, SymbolTable("a"))
+    latents = torch.randn(frames, preset.model.mel_dim)
+    item |= {"style": torch.randn(preset.model.cond_dim), "latents": latents}
+    batch = Batch(collate([item] * cfg.batch, latents[0], preset), list(range(cfg.batch)), [], [], {})
+    held = sum(p.nbytes for p in trainer.parameters)
+    first, most = measure(lambda: trainer.step([batch]), device)         # the optimizer's state is made in it
+    began = time.perf_counter()
+    for _ in range(cfg.steps - 1):
+        _, norm = trainer.step([batch])
+    norm.item()                                              # all is done when it is known
+    seconds = (time.perf_counter() - began) / (cfg.steps - 1)
+    rate = matmul_rate(device, 8192 if device.type == "cuda" else 2048)
+    work = cfg.batch * work_of(preset.model, frames)
+    print(f"{'weights':45} {held / GIB:8.3f} GiB\n"
+          f"{'at most, with gradients and optimizer':45} {(held + most) / GIB:8.3f} GiB\n"
+          f"{f'step of {cfg.batch} songs of {frames} frames':45} {seconds:8.3f} s, the first {first:.3f} s\n"
+          f"{'songs a second':45} {cfg.batch / seconds:8.3f}\n"
+          f"{'bfloat16 matrix products':45} {rate / 1e12:8.3f} TFLOP/s\n"
+          f"{'share of it that the step reaches (MFU)':45} {100 * work / seconds / rate:8.1f} %")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a table of what sampling or training takes."""
+    cfg = parse(BenchConfig, __doc__.splitlines()[0], argv)
+    if cfg.preset not in PRESETS or cfg.dtype not in DTYPES or cfg.what not in ("sample", "train"):
+        raise UserError(f"--what, --preset, --dtype: expected sample or train, {' or '.join(PRESETS)}, "
+                        f"{' or '.join(DTYPES)}")
+    if cfg.steps < 2 or cfg.batch < 1:
+        raise UserError(f"--steps {cfg.steps}, --batch {cfg.batch}: expected 2 or more, 1 or more")
+    preset, device = PRESETS[cfg.preset], pick_device(cfg.device)
+    frame_hz = preset.codec.sample_rate_hz / preset.codec.hop
+    longest_s = preset.model.max_frames / frame_hz
+    duration_s = longest_s if cfg.duration is None else cfg.duration
+    if not 0 < duration_s <= longest_s:
+        raise UserError(f"--duration {duration_s}: expected seconds, {longest_s:.1f} at most")
+    torch.manual_seed(0)
+    print(f"{cfg.preset}, {cfg.dtype}, {device}")
+    frames = math.ceil(round(duration_s * frame_hz, 3))
+    (bench_sample if cfg.what == "sample" else bench_train)(cfg, preset, frames, device)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ import dataclasses
 import difflib
 import json
 import math
+import operator
 import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -109,39 +110,76 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def parse(cls: type, doc: str, argv: list[str] | None = None) -> typing.Any:
-    """Build dataclass `cls` from its defaults, a --config file and flags.
+def settings_of(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, object]]:
+    """Name, field and type of every setting; those of a class inside have their group before: data.shards."""
+    kinds = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(kinds[f.name]):
+            yield from settings_of(kinds[f.name], f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, f, kinds[f.name]
+
+
+def assemble(cls: type, values: dict[str, object], prefix: str = "") -> typing.Any:
+    """The dataclass that `settings_of` took apart; what has no value keeps its default."""
+    made = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            made[name] = assemble(kind, values, f"{prefix}{name}.")
+        elif prefix + name in values:
+            made[name] = values[prefix + name]
+    return cls(**made)
+
+
+def flat(values: dict, names: Iterable[str]) -> dict[str, object]:
+    """The groups of a settings file as one level: {"data": {"pipe": x}} -> {"data.pipe": x}."""
+    groups = {name.split(".")[0] for name in names if "." in name}
+    return {key: x for name, value in values.items() for key, x in (
+        {f"{name}.{inner}": x for inner, x in value.items()} if name in groups and isinstance(value, dict)
+        else {name: value}).items()}
+
+
+def parse(cls: type, doc: str, argv: list[str] | None = None,
+          recipes: Mapping[str, object] = types.MappingProxyType({})) -> typing.Any:
+    """Build dataclass `cls` from its defaults, --config files or `recipes`, and flags; the later wins.
 
     Raises: UserError for an unknown or misspelt name (with the nearest) and for a value of the wrong type.
     """
-    kinds = typing.get_type_hints(cls)
+    kinds = {name: kind for name, _, kind in settings_of(cls)}
     parser = Parser(description=doc, allow_abbrev=False,
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON or YAML file of these settings")
-    for f in dataclasses.fields(cls):
-        kind = kinds[f.name]
+    names = f"{', '.join(recipes)}, or a " if recipes else ""
+    parser.add_argument("--config", action="append", metavar="FILE", default=argparse.SUPPRESS,
+                        help=f"{names}JSON or YAML file of these settings; again for more")
+    for name, f, kind in settings_of(cls):
         if f.default is dataclasses.MISSING:                 # positional: its name is its place
-            parser.add_argument(f.name, help=f.metadata["help"])
+            parser.add_argument(name, help=f.metadata["help"])
             continue
-        many = {"action": "append"} if kind == tuple[str, ...] | None else {}
+        many = {"action": "append"} if kind in (tuple[str, ...] | None, tuple[str, ...]) else {}
         bare = {"nargs": "?", "const": "true"} if kind is bool else {}
-        names = filter(None, [f.metadata["short"], "--" + f.name.replace("_", "-")])
-        parser.add_argument(*names, default=argparse.SUPPRESS, **many, **bare,
+        flags = filter(None, [f.metadata["short"], "--" + name.replace("_", "-")])
+        parser.add_argument(*flags, dest=name, default=argparse.SUPPRESS, **many, **bare,
                             metavar=describe(kind).split()[0].upper(),
                             help=f"{f.metadata['help']} (default: {f.default})")
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         reject(unknown[0], ["--" + name.replace("_", "-") for name in kinds])
-    flags = vars(known)
-    path = flags.pop("config")
-    values = read_config(path, kinds) | flags
+    flags, values = vars(known), {}
+    for source in flags.pop("config", []):
+        values |= read_config(source, kinds, recipes)
+    values |= typed(flags, kinds, lambda name: f"--{name.replace('_', '-')}")
+    return assemble(cls, values)
+
+
+def typed(values: dict[str, object], kinds: dict[str, object], place: Callable[[str], str]) -> dict:
+    """Texts, or values of a file, as the types of their settings. Raises: UserError, with the place."""
+    made = {}
     for name, text in values.items():
         try:
-            values[name] = convert(text, kinds[name])
+            made[name] = convert(text, kinds[name])
         except (ValueError, KeyError, TypeError):
-            where = f"--{name.replace('_', '-')}" if name in flags else f"{path}: {name}"
-            raise UserError(f"{where} {text}: expected {describe(kinds[name])}") from None
-    return cls(**values)
+            raise UserError(f"{place(name)} {text}: expected {describe(kinds[name])}") from None
+    return made
 
 
 def reject(name: str, known: list[str], where: str = "") -> typing.NoReturn:
@@ -150,19 +188,23 @@ def reject(name: str, known: list[str], where: str = "") -> typing.NoReturn:
     raise UserError(f"{where}unknown setting {name}{hint}")
 
 
-def read_config(path: Path | None, kinds: dict[str, object]) -> dict[str, object]:
-    """The settings in a JSON or YAML file: {} for None."""
-    if path is None:
-        return {}
+def read_config(source: str, kinds: dict[str, object], recipes: Mapping[str, object]) -> dict[str, object]:
+    """The settings of a recipe, or in a JSON or YAML file. Raises: UserError."""
+    if source in recipes:
+        return {name: operator.attrgetter(name)(recipes[source]) for name in kinds}
+    path = Path(source)
+    if recipes and not path.suffix and not path.exists():
+        raise UserError(f"--config {source}: expected {', '.join(recipes)}, or a JSON or YAML file")
     values = read_yaml(path) if path.suffix.lower() in (".yaml", ".yml") else read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected an object of settings")
     if values.keys() >= {"settings", "request"}:             # the account of a song
         values = values["settings"]
+    values = flat(values, kinds)
     for name in values:
         if name not in kinds:
             reject(str(name), list(kinds), f"{path}: ")
-    return values
+    return typed(values, kinds, lambda name: f"{path}: {name}")
 
 
 def read_text(path: Path) -> str:

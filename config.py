@@ -5,6 +5,7 @@ command lines from these classes. A setting's value is taken from, in rising ord
 model's preset, `--config FILE`, its flag.
 """
 
+import math
 import pickle
 import struct
 import typing
@@ -18,6 +19,8 @@ GUIDANCE_WEIGHTS = {"none": 0, "single": 1, "dual": 2, "dual_fix": 2}     # how 
 # What a model's folder holds.
 WEIGHTS, CONFIG, STYLES, PHONEMIZER = (
     "model.safetensors", "config.json", "styles.safetensors", "phonemizer.pt")
+# And what a training checkpoint and prepared songs hold besides.
+AVERAGED, SILENCE = "ema.safetensors", "silence.pt"
 
 
 # All that reading a broken or foreign file led to.
@@ -193,39 +196,14 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Train on WebDataset shards."""
-    preset: str = setting("baby", "sizes of the model: a name in config.PRESETS")
-    data: str = setting("baby/data/songs-*.tar", "shards; braces and * are expanded")
-    assets: Path = setting(Path("weights/baby"),
-                           "folder of phonemizer.pt and styles.safetensors, copied to --out")
-    out: Path = setting(Path("runs/baby"), "folder of checkpoint and log; a checkpoint there is resumed")
-    init: Path | None = setting(None, "start from these weights (safetensors) instead of a fresh model")
-    steps: int = setting(3000, "optimizer steps in all")
-    batch: int = setting(8, "songs per step")
-    lr: float = setting(1e-3, "peak learning rate of AdamW")
-    warmup: int = setting(200, "steps of linear warm-up")
-    decay: float = setting(
-        0.35, "share of the steps after warm-up, at the end, over which the rate falls to 0; 0..1")
-    weight_decay: float = setting(0.01, "of AdamW")
-    clip: float = setting(1.0, "gradient L2 norm above which it is scaled down")
-    ema: float = setting(0.999, "decay of the averaged weights that are saved for sampling; 0 for none")
-    drop_style: float = setting(0.1, "share of songs trained without style")
-    drop_text: float = setting(0.5, "share of those trained without text, too")
-    bf16: bool = setting(True, "matrix products in bfloat16")
-    workers: int = setting(1, "processes that read data; 0: none")
-    save_every: int = setting(500, "steps between checkpoints")
-    log_every: int = setting(50, "steps between log lines")
-    seed: int = setting(0, "of weights, order, crops and noise")
-    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
-
-
-@dataclass(frozen=True)
 class BenchConfig:
     """Measure a model with random weights."""
+    what: str = setting("sample", "sample: singing a song; train: optimizer steps")
     preset: str = setting("jam-0.5", "sizes of the model: a name in config.PRESETS")
     duration: float | None = setting(None, "seconds of the song; default: the longest that the model sings")
-    steps: int = setting(2, "grid points of the sampler; the time is told per network call")
+    steps: int = setting(2, "grid points of the sampler, or optimizer steps, the first of which is not timed")
+    batch: int = setting(1, "songs of an optimizer step")
+    gradient_checkpointing: bool = setting(False, "compute the blocks twice, to keep less in memory")
     dtype: str = setting("bfloat16", "float32 or bfloat16")
     device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
 
@@ -278,3 +256,143 @@ class AlignConfig(AlignSettings):
     input: Path = argument("its lyrics in any format, with times or without")
     out: Path | None = setting(None, "where the timed lyrics go; default: the terminal, as LRC", "-o")
     to: str | None = setting(None, "their format, by name; default: by the ending of --out")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which songs of which shards, in which order."""
+    shards: tuple[str, ...] = setting(
+        ("baby/data/songs-*.tar",), "WebDataset tars: files ({000..012}, * and ? are expanded), folders, "
+        "http(s) addresses, - for standard input, pipe: and a shell command; again for more")
+    pipe: bool = setting(False, "run the shell commands of pipe: shards")
+    ids: Path | None = setting(None, 'JSONL of {"id", "duration"}: take these songs only')
+    min_duration: float = setting(0.0, "seconds; take longer songs only; needs --data.ids")
+    resample_duration: float | None = setting(
+        None, "seconds; keep a shorter song with probability (its duration / this) ^ 1.2, drawn anew each "
+        "epoch; needs --data.ids")
+    from_start: bool = setting(False, "crop long songs at their beginning; else anywhere")
+    style_index: int | None = setting(None, "which style of a song that has several; default: drawn")
+    replacement: bool = setting(
+        False, "draw shards with replacement, as published; else each song once an epoch")
+    bucket: int = setting(1, "songs of like length that follow one another, to save padding; 1: any order")
+    window: int = setting(1000, "songs that are shuffled together where shards are streamed, not files")
+    max_broken: float = setting(
+        0.01, "share of broken songs, which are named and passed over, above which the run ends")
+    workers: int = setting(2, "processes that read songs, of each training process; 0: none")
+
+    def __post_init__(self):
+        for name, low, high in (("bucket", 1, math.inf), ("window", 1, math.inf), ("workers", 0, math.inf),
+                                ("min_duration", 0, math.inf), ("resample_duration", 0.001, math.inf),
+                                ("style_index", 0, math.inf), ("max_broken", 0, 1)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"--data.{name.replace('_', '-')} {value}: expected {low} to {high}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train on WebDataset shards."""
+    preset: str = setting("baby", "sizes of the model: a name in config.PRESETS")
+    max_frames: int | None = setting(None, "longest song or crop, latent frames; default: the preset's")
+    data: DataSettings = DataSettings()
+    assets: Path | None = setting(
+        None, "folder of phonemizer.pt, styles.safetensors and silence.pt, as data.py prepare leaves them; "
+        "each checkpoint gets copies; default: weights/PRESET, or what the hub has")
+    out: Path = setting(Path("runs/baby"), "folder of checkpoints, log and samples")
+    resume: str = setting("auto", "auto: go on from --out's newest whole checkpoint; none; or a checkpoint")
+    init_from: Path | None = setting(None, "start from these weights (.safetensors), not from fresh ones")
+    # Steps
+    steps: int = setting(3000, "optimizer steps in all")
+    batch: int = setting(8, "songs that one process computes at once")
+    accumulate: int = setting(1, "such batches of each process per step")
+    lr: float = setting(1e-3, "peak learning rate of AdamW")
+    warmup: int = setting(200, "steps of linear warm-up")
+    decay: float = setting(
+        0.35, "share of the steps after warm-up, at the end, over which the rate falls to 0; 0..1")
+    weight_decay: float = setting(0.01, "of AdamW")
+    clip: float = setting(1.0, "gradient L2 norm above which it is scaled down")
+    ema: float = setting(0.999, "decay of the averaged weights that are saved for sampling; 0 for none")
+    drop_style: float = setting(0.1, "share of songs trained without style")
+    drop_text: float = setting(0.5, "share of those trained without text, too")
+    drop_per_batch: bool = setting(False, "draw these for a whole batch, as published; else for each song")
+    # Machine
+    bf16: bool = setting(True, "matrix products in bfloat16; weights stay float32")
+    gradient_checkpointing: bool = setting(False, "compute the blocks twice, to keep less in memory")
+    compile: bool = setting(False, "torch.compile the blocks")
+    fsdp: bool = setting(False, "share out weights and optimizer over the processes (fully_shard)")
+    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
+    seed: int = setting(0, "of weights, order, crops and noise")
+    # What the run tells, and leaves
+    save_every: int = setting(500, "steps between checkpoints")
+    keep: int = setting(3, "newest checkpoints to keep; 0: all")
+    log_every: int = setting(50, "steps between log lines")
+    max_loss: float = setting(100.0, "a loss above it, or one that is no number, ends the run")
+    validation: tuple[str, ...] = setting((), "shards of songs that are not trained on, as in --data.shards")
+    validate_every: int = setting(500, "steps between validation losses")
+    validation_songs: int = setting(64, "of them, the first ones")
+    listen: bool = setting(True, "at each checkpoint, sing the first validation song (or training song)")
+    vae: Path | None = setting(None, "decoder of these songs where the model needs one; without: no sound")
+    tensorboard: bool = setting(True, "write curves for TensorBoard")
+    wandb: str | None = setting(None, "PROJECT/NAME: send them to Weights & Biases, too, if it is installed")
+    wandb_mode: str = setting("online", "online or offline")
+
+
+# Starting points for `--config NAME`. Source of the first three: the published templates of JAM-0.5, which
+# need not equal the paper's runs. They are for 8 GPUs; DPO's own settings are in DPOConfig.
+_published = dict(preset="jam-0.5", data=DataSettings(shards=(), replacement=True), batch=4, lr=7.5e-5,
+                  warmup=10_000, decay=1.0, clip=10.0, ema=0.0, steps=750_000, save_every=10_000,
+                  validate_every=10_000)
+RECIPES = {
+    "pretrain": TrainConfig(**_published, max_frames=2000, out=Path("runs/pretrain")),
+    "sft": TrainConfig(**_published, gradient_checkpointing=True, out=Path("runs/sft")),
+    "baby-pretrain": TrainConfig(data=DataSettings(bucket=8, workers=1)),
+    "baby-sft": TrainConfig(data=DataSettings(bucket=8, workers=1), out=Path("runs/baby-sft"), steps=300,
+                            lr=1e-4, warmup=30, decay=1.0, init_from=Path("weights/baby/model.safetensors")),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(ReadSettings):
+    """Make shards of recordings and their lyrics: NAME.mp3 beside NAME.lrc (or any format of lyrics.py)."""
+    songs: Path = setting(Path("songs"), "folder of recordings (.wav, .flac, .ogg, .mp3) and lyrics, with "
+                                         "all folders in it")
+    out: Path = setting(Path("shards"), "folder of shards, list of songs, silence and report; finished "
+                                        "shards are not made again")
+    preset: str = setting("baby", "model they are for: a name in config.PRESETS")
+    phonemizer: Path | None = setting(None, "a DeepPhonemizer checkpoint; default: the model's own")
+    vae: str | None = setting(
+        None, "encoder: diffrhythm, stable-audio, or a local file; default: diffrhythm where one is needed")
+    style: tuple[str, ...] | None = setting(
+        None, "style of all songs that have no NAME.style.npy (.pt, .safetensors) of their own: one that the "
+        "model names, or a saved vector; default: that of the recording, where the model hears style")
+    styles: Path | None = setting(None, "file of the styles that a model names; default: the model's own")
+    style_windows: int = setting(4, "parts of a recording whose styles are kept, spread over its length")
+    num_style_secs: float = setting(30.0, "seconds of each of them")
+    style_encoder: Path | None = setting(
+        None, "folder with MuQ-MuLan-large, MuQ-large-msd-iter and xlm-roberta-base; default: the hub's")
+    model: str = setting("mms", "aligner of lyrics without word times: mms or wav2vec2")
+    separate: bool = setting(True, "take the voice out of the mix before words are aligned")
+    longest: float = setting(600.0, "seconds; longer recordings are rejected")
+    dtype: str = setting("float32", "of the latents: float32, as published, or float16, half the size")
+    songs_per_shard: int = setting(100, "songs of a shard")
+    max_rejected: float = setting(1.0, "share of rejected songs above which the exit code is 1")
+    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
+    offline: bool = setting(False, "use what is on this machine only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Say what is in a shard, song by song, and draw its first songs."""
+    shard: str = argument("a tar, or - for standard input")
+    songs: int = setting(10, "songs to list; 0: all")
+    draw: Path | None = setting(None, "folder for a picture of each listed song: latents, with words above")
+    preset: str = setting("baby", "model they are for: a name in config.PRESETS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig:
+    """Check every song of shards: parts, shapes, finite numbers, words, phonemes."""
+    shards: str = argument("shards as in train.py: a pattern, a folder, an address")
+    preset: str = setting("baby", "model they are for: a name in config.PRESETS")
+    phonemizer: Path | None = setting(
+        None, "whose symbols the phonemes have to be of; default: the model's own")

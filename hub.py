@@ -18,7 +18,7 @@ from pathlib import Path
 
 from audio import READABLE
 from cli import find, preset_from_json, read_json, replacing
-from config import CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, Preset, SampleConfig, UserError
+from config import AVERAGED, CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, Preset, SampleConfig, UserError
 from style import weighted
 
 TIMEOUT_S = 30                                               # of a plain url; the hub's library has its own
@@ -300,7 +300,8 @@ def choose_model(cfg: SampleConfig) -> tuple[Preset, Path | str]:
         for name in (WEIGHTS, CONFIG):
             if not (path / name).is_file():
                 raise UserError(f"--model {cfg.model}: there is no {name} in this folder")
-        return preset_from_json(path / CONFIG), path / WEIGHTS
+        averaged = (path / AVERAGED).is_file()               # of a checkpoint: they sing better
+        return preset_from_json(path / CONFIG), path / (AVERAGED if averaged else WEIGHTS)
     if path.suffix == ".safetensors" and path.is_file():
         config = beside(path, CONFIG)
         own = config is not None and "codec" in read_json(config)        # the hub's own files know no codec

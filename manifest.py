@@ -1,29 +1,26 @@
-"""Many songs: a manifest's entries, where their files go, and which process makes which.
+"""Many songs: a manifest's entries, where their files go, and what became of them.
 
 A manifest is a JSON list of {"id", "lrc_path", "duration", "audio_path", "prompt_path"}, the published form:
 lyrics, seconds, and the sound file or the text that the style is taken from. "seed" and "style" (a name, a
 vector or a sound file) may be given as well. Paths are relative to the manifest or to the working directory,
-whichever exists. Read `song_of`, then `Outputs`, then `Processes`; sample.py makes the songs.
+whichever exists. Read `song_of`, then `Outputs`, then `Report`; sample.py makes the songs.
 """
 
 import dataclasses
-import datetime
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from cli import read_json, read_text, replacing
 from config import SampleConfig, UserError
+from processes import Processes
 from style import weighted
 
 KEYS = ("id", "lrc_path", "duration", "audio_path", "prompt_path", "seed", "style")
 FOLDERS = ("generated", "generated_orig", "cfm_latents")     # songs, in full length, their latents
 LONGEST_ID = 200               # bytes of a file's name, to which endings are added
 LONGEST_S = 1e6                # of a song that is worth a number
-MOST_DAYS = 365                # that one process may work before the others give it up
 
 
 @dataclass(frozen=True)
@@ -168,26 +165,6 @@ def outputs_of(song: Song, cfg: SampleConfig) -> list[Outputs]:
     ending = cfg.format or "mp3"
     return [Outputs(songs / f"{name}.{ending}", originals / f"{name}.{ending}", latents / f"{name}.pt")
             for name in names_of(song.id, cfg.batch_infer_num)]
-
-
-class Processes:
-    """This process among those that torchrun started: rank of world; alone, 0 of 1."""
-
-    def __init__(self):
-        started = "TORCHELASTIC_RUN_ID" in os.environ        # others set WORLD_SIZE for purposes of their own
-        self.rank, self.world, self.local = (int(os.environ[name]) if started else alone for name, alone in (
-            ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-        if self.world > 1:                       # gloo everywhere: no tensor is exchanged
-            torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=MOST_DAYS))
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.world > 1:
-            torch.distributed.barrier()
-
-    def close(self) -> None:
-        if self.world > 1:
-            torch.distributed.destroy_process_group()
 
 
 class Report:

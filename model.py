@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from config import Guidance, ModelConfig, UserError
 
@@ -230,6 +232,7 @@ class DiT(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False      # keep only the blocks' inputs, and compute them again
         dim, cond = config.dim, config.cond_dim
         self.time_embed, self.start_time_embed, self.duration_abs_embed, self.duration_rel_embed = (
             ScalarEmbed(cond) for _ in range(4))
@@ -296,7 +299,10 @@ class DiT(nn.Module):
         time = self.time_embed(time.reshape(-1)).expand(len(x), -1)                        # (P, E)
         h = self.embed_input(x.to(self.dtype), time, condition)
         for i, block in enumerate(self.transformer_blocks):
-            h = block(h, *condition.rotary)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                h = checkpoint(block, h, *condition.rotary, use_reentrant=False)
+            else:
+                h = block(h, *condition.rotary)
             if i < len(condition.fusion):
                 h = h + condition.fusion[i][condition.row]
         return self.proj_out(self.norm_out(h, time + condition.scalars))
@@ -348,6 +354,17 @@ def load_model(path: Path, config: ModelConfig, device: torch.device,
         model = DiT(config)
     load_weights(model, weights, str(path), assign=True)
     return model.requires_grad_(False).eval()
+
+
+def flops(config: ModelConfig, frames: int) -> int:
+    """Operations, a multiply-add being two, of one song of `frames` on its way through the network once."""
+    with torch.device("meta"):
+        model, zeros = DiT(config), torch.zeros(1)
+        phonemes = torch.zeros(1, 4 * frames, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            condition = model.condition(phonemes, torch.zeros(1, config.cond_dim), zeros, zeros, zeros)
+            model(torch.zeros(1, frames, config.mel_dim), zeros, condition)
+    return counter.get_total_flops()
 
 
 def flow_loss(model: Callable[..., Tensor], x1: Tensor, x0: Tensor, time: Tensor,

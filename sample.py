@@ -31,11 +31,12 @@ from config import GUIDANCE_WEIGHTS, Guidance, PlanSettings, Preset, SampleConfi
 from data import collate, conditions
 from hub import ASSETS, ModelFiles, doctor, encoder_folders, fetch, locate, sha256
 from lyrics import Lyrics, Word, check, pronounce, reader
-from manifest import Outputs, Processes, Report, Song, outputs_of, read_manifest, song_of
+from manifest import Outputs, Report, Song, outputs_of, read_manifest, song_of
 from model import load_model, sample, time_grid
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from plan import TAIL_S
 from plan import plan as planned
+from processes import Processes
 from style import Crop, StyleEncoder, default_style, negative_vector, style_vector, weighted
 from vae import make_codec
 

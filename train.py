@@ -1,36 +1,50 @@
-"""Flow-matching training: one loop for pretraining and fine-tuning.
+"""Flow-matching training: one loop for pretraining and fine-tuning, on one process or on many machines.
 
-    python train.py --data 'baby/data/songs-*.tar' --out runs/baby --steps 3000
+    torchrun --nproc_per_node=8 train.py --config pretrain --data.shards 'songs-{000000..000485}.tar'
 
-Read `train` (the loop), `loss_of` (a step's draws), then `save` and `resume`. The folder --out receives
-checkpoint.pt (everything needed to go on, exactly), model.safetensors and config.json (averaged weights,
-ready for `sample.py --model`), and log.jsonl. Run the same command again and it goes on where it stopped:
-data order, noise and flow times are functions of seed and step, so an interrupted run ends with the same
-weights, bit for bit on a CPU.
+Read `FlowObjective` (a batch's loss and its draws), `Trainer.step` (gradients, clipping, averaging), `fit`
+(the loop), then `Trainer.save` and `resume`. data.py says which songs come when, checkpoint.py how folders
+appear whole, tracker.py what is told. Order, noise, flow times and drops are functions of the seed and of the
+songs consumed: a killed run goes on where it stopped and, on a CPU, ends with the same weights bit for bit.
 """
 
+import contextlib
+import copy
 import dataclasses
 import functools
+import itertools
 import json
+import math
+import os
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict as sharded
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
-from cli import parse, pick_device, preset_to_json, replacing, run
-from config import CONFIG, PHONEMIZER, PRESETS, READ_ERRORS, STYLES, WEIGHTS, Preset, TrainConfig, UserError
-from data import Shards, batches, collate
+import checkpoint
+import tracker
+from cli import find, parse, pick_device, preset_to_json, run
+from config import (AVERAGED, CONFIG, PHONEMIZER, PRESETS, READ_ERRORS, RECIPES, SILENCE, STYLES, WEIGHTS,
+                    DataSettings, Preset, TrainConfig, UserError)
+from data import Batch, Shards, collate, expand, load
 from hub import fetch
 from model import DiT, drop, flow_loss, load_weights
 from phonemes import SymbolTable, load_phonemizer
+from processes import Processes
 from vae import silence_of
 
-TIME_BINS = 4
+OPTIMIZER, STATE, RNG = "optimizer.pt", "state.json", "rng.pt"
+# Added to a song's seed, so that training's draws are not those of its crop. torch's CPU generator takes the
+# seed's lower 32 bits only.
+DRAWS = 0x5EED_5EED
+WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def rate_at(step: int, cfg: TrainConfig) -> float:
@@ -39,199 +53,359 @@ def rate_at(step: int, cfg: TrainConfig) -> float:
     return cfg.lr * min((step + 1) / max(1, cfg.warmup), 1.0, (cfg.steps - step) / falling)
 
 
-def loss_of(model: torch.nn.Module, batch: dict[str, Tensor], cfg: TrainConfig, step: int,
-            rank: int) -> tuple[Tensor, Tensor]:
-    """A step's loss per song (B,) and its flow times (B,). All draws come from seed, step and rank.
+def song_draws(seeds: list[int], latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise like latents (B, T, C), logit-normal flow times (B,), and two uniform numbers (B, 2).
 
-    Flow times are logit-normal: sigmoid of a standard normal. Source: SD3's sampling, as in the original.
-    Differs: the original drops conditions for the whole batch at once; here each song has its own draw.
+    Each song's come from its own seed: they do not depend on batch mates or on the number of processes.
+    Source of the flow times: sigmoid of a standard normal, as in SD3 and in the original.
     """
-    rng = torch.Generator().manual_seed((cfg.seed * 1_000_003 + step) * 1024 + rank)
-    songs, device = len(batch["style"]), batch["style"].device
-    x0 = torch.randn(batch["latents"].shape, generator=rng).to(device)
-    flow_time = torch.randn(songs, generator=rng).sigmoid().to(device)
-    no_style = torch.rand(songs, generator=rng) < cfg.drop_style
-    no_text = (torch.rand(songs, generator=rng) < cfg.drop_text) & no_style
-    condition = model.condition(drop(batch["phonemes"], no_text.to(device)),
-                                drop(batch["style"], no_style.to(device)),
-                                batch["start_time"], batch["duration_abs"], batch["duration_rel"])
-    return flow_loss(model, batch["latents"], x0, flow_time, condition), flow_time
+    noise, times, uniform = [], [], []
+    for seed, x in zip(seeds, latents, strict=True):
+        rng = torch.Generator(x.device).manual_seed(seed + DRAWS)
+        noise.append(torch.randn(x.shape, generator=rng, device=x.device))
+        times.append(torch.randn((), generator=rng, device=x.device).sigmoid())
+        uniform.append(torch.rand(2, generator=rng, device=x.device))
+    return torch.stack(noise), torch.stack(times), torch.stack(uniform)
 
 
-class Log:
-    """One aligned line and one JSON line for every cfg.log_every steps: means over those steps."""
+class FlowObjective(nn.Module):
+    """The flow-matching loss of a batch: what DDP and FSDP wrap. train_dpo.py has another one."""
 
-    def __init__(self, path: Path, cfg: TrainConfig, first_step: int):
-        self.path, self.cfg, self.last, self.since = path, cfg, first_step, time.monotonic()
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-        # What a killed run did after its checkpoint is done again.
-        path.write_text("".join(kept))
-        self.losses: list[tuple[Tensor, Tensor]] = []
-        self.norms: list[Tensor] = []
+    def __init__(self, model: DiT, cfg: TrainConfig):
+        super().__init__()
+        self.model, self.cfg = model, cfg
 
-    def step(self, step: int, losses: Tensor, flow_time: Tensor, norm: Tensor) -> None:
-        """Note step `step`; raise FloatingPointError if the loss is not finite."""
-        self.losses.append((losses, flow_time))
-        self.norms.append(norm)
-        if step % self.cfg.log_every and step != self.cfg.steps:
-            return
-        losses, flow_time = (torch.cat(parts).cpu() for parts in zip(*self.losses))
-        if not losses.isfinite().all():
-            raise FloatingPointError(f"step {step}: the loss is {losses.mean().item()}")
-        bins = [losses[(flow_time * TIME_BINS).long() == i] for i in range(TIME_BINS)]
-        seconds = (time.monotonic() - self.since) / (step - self.last)
-        row = {"step": step, "loss": round(losses.mean().item(), 5), "lr": rate_at(step - 1, self.cfg),
-               "grad_norm": round(torch.stack(self.norms).mean().item(), 4),
-               "seconds_per_step": round(seconds, 4),
-               "loss_by_time": [round(b.mean().item(), 5) if len(b) else None for b in bins]}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        left = seconds * (self.cfg.steps - step) / 60
-        print(f"step {step:7d} | loss {row['loss']:.4f} | lr {row['lr']:.2e} | "
-              f"grad {row['grad_norm']:7.3f} | {seconds:.3f} s/step | {left:.0f} min left", flush=True)
-        self.losses, self.norms, self.last, self.since = [], [], step, time.monotonic()
+    def forward(self, batch: dict[str, Tensor], seeds: list[int]) -> dict[str, Tensor]:
+        """Returns: "loss" and "flow_time" (B,). Style is dropped by chance; where it is, text by chance, too.
+
+        Differs: the original draws once for the whole batch; cfg.drop_per_batch does so.
+        """
+        x0, flow_time, uniform = song_draws(seeds, batch["latents"])
+        if self.cfg.drop_per_batch:
+            uniform = uniform[:1].expand_as(uniform)
+        no_style = uniform[:, 0] < self.cfg.drop_style
+        no_text = no_style & (uniform[:, 1] < self.cfg.drop_text)
+        condition = self.model.condition(drop(batch["phonemes"], no_text), drop(batch["style"], no_style),
+                                         batch["start_time"], batch["duration_abs"], batch["duration_rel"])
+        return {"loss": flow_loss(self.model, batch["latents"], x0, flow_time, condition),
+                "flow_time": flow_time}
 
 
-def save(folder: Path, model: DiT, ema: list[Tensor], optimizer: torch.optim.Optimizer, step: int,
-         preset: Preset, cfg: TrainConfig) -> None:
-    """Write checkpoint.pt, then the averaged weights for sampling. `resume` is its mirror image."""
-    with replacing(folder / "checkpoint.pt") as path:
-        torch.save({"step": step, "config": json.dumps(dataclasses.asdict(cfg), default=str),
-                    "model": model.state_dict(), "ema": ema, "optimizer": optimizer.state_dict()}, path)
-    names = [f"transformer.{name}" for name, _ in model.named_parameters()]
-    with replacing(folder / WEIGHTS) as path:
-        save_file({n: w.detach().cpu().contiguous() for n, w in zip(names, ema or model.parameters())}, path)
-    with replacing(folder / CONFIG) as path:
-        path.write_text(preset_to_json(preset, step=step))
+class Trainer:
+    """Model, averaged weights and optimizer, on this process its copy or, with FSDP, its share."""
 
+    def __init__(self, cfg: TrainConfig, model: DiT, objective: Callable[[DiT], nn.Module],
+                 processes: Processes, device: torch.device):
+        self.cfg, self.processes, self.device = cfg, processes, device
+        self.done, self.place = 0, None          # steps; where this process's reading goes on
+        self.model = model.to(device)
+        model.gradient_checkpointing = cfg.gradient_checkpointing
+        # A model of its own, so that it is shared out and saved as the model is.
+        self.ema = copy.deepcopy(model).requires_grad_(False) if cfg.ema else None
+        self.objective = objective(model)
+        if cfg.fsdp:
+            mesh = torch.distributed.device_mesh.init_device_mesh(device.type, (processes.world,))
+            for each, root in ((self.model, self.objective), *[(self.ema, self.ema)] * bool(self.ema)):
+                for block in each.transformer_blocks:
+                    fully_shard(block, mesh=mesh)
+                fully_shard(root, mesh=mesh)
+        elif processes.world > 1:
+            self.objective = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
+        if cfg.compile:
+            for block in self.model.transformer_blocks:
+                block.compile()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, cfg.lr, weight_decay=cfg.weight_decay, fused=True)
 
-def resume(folder: Path, model: DiT, ema: list[Tensor], optimizer: torch.optim.Optimizer,
-           cfg: TrainConfig) -> int:
-    """Restore what `save` wrote, if it is there; returns the number of steps already done.
+    def compute(self, batch: Batch) -> dict[str, Tensor]:
+        """What the objective says of a batch."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.bf16):
+            return self.objective({k: v.to(self.device) for k, v in batch.tensors.items()}, batch.seeds)
 
-    Raises: UserError if it cannot be read, or was made with other settings; those that only say how far,
-        where and on which shards may differ.
-    """
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        return 0
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        then = json.loads(state["config"])
-    except READ_ERRORS as e:
-        raise UserError(f"{path}: not a checkpoint: {' '.join(str(e).split())[:120]}") from None
-    now = json.loads(json.dumps(dataclasses.asdict(cfg), default=str))
-    free = {"steps", "decay", "save_every", "log_every", "workers", "device", "out", "data", "assets"}
-    for name in then.keys() - free:
-        if then[name] != now.get(name):
-            raise UserError(f"{path}: was made with --{name.replace('_', '-')} {then[name]}, "
-                            f"not {now.get(name)}; use another --out")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    for mine, saved in zip(ema, state["ema"], strict=True):
-        mine.copy_(saved)
-    return state["step"]
+    def synchronized(self, last: bool) -> contextlib.AbstractContextManager:
+        """Gradients are exchanged with the last batch of a step alone."""
+        if self.cfg.fsdp:
+            self.objective.set_requires_gradient_sync(last)
+        elif self.processes.world > 1 and not last:
+            return self.objective.no_sync()
+        return contextlib.nullcontext()
 
+    def step(self, batches: list[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """One optimizer step over this process's batches: what each gave, and the gradient's norm."""
+        outputs = []
+        for i, batch in enumerate(batches, 1):
+            with self.synchronized(i == len(batches)):
+                outputs.append(self.compute(batch))
+                (outputs[-1]["loss"].mean() / len(batches)).backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(self.done, self.cfg)
+        norm = local(nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip), whole=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.done, self.place = self.done + 1, batches[-1].place
+        if self.ema:
+            # the average forgets its random start: early on it follows closely
+            share = 1 - min(self.cfg.ema, (1 + self.done) / (10 + self.done))
+            torch._foreach_lerp_([local(p) for p in self.ema.parameters()],
+                                 [local(p.detach()) for p in self.model.parameters()], share)
+        return outputs, norm
 
-def start_from(model: DiT, path: Path) -> None:
-    """Load --init weights."""
-    try:
-        load_weights(model, load_file(path), str(path))
-    except (OSError, SafetensorError) as e:
-        raise UserError(f"{path}: {e}") from None
+    @torch.no_grad()
+    def validate(self, batches: list[tuple[Batch, int]]) -> float:
+        """Mean loss over held-out batches; of each, so many songs count. Their seeds never change."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        for batch, count in batches:
+            sums += torch.tensor([self.compute(batch)["loss"][:count].double().sum(), count])
+        total, songs = self.processes.sum(sums).tolist()
+        return total / songs
 
+    def save(self, preset: Preset) -> Path:
+        """Write the checkpoint of this step; all processes take part. `resume` is its mirror image."""
+        cfg, out = self.cfg, checkpoint.folder_of(self.cfg.out, self.done)
+        weights, optimizer = sharded.get_state_dict(self.model, self.optimizer, options=WHOLE)
+        averaged = sharded.get_model_state_dict(self.ema, options=WHOLE) if self.ema else {}
+        rng = self.processes.gather(torch.get_rng_state())
+        state = {"step": self.done, "places": self.processes.gather(self.place),
+                 "config": dataclasses.asdict(cfg)}
+        if self.processes.main:
+            with checkpoint.writing(out) as folder:
+                for name, tensors in ((WEIGHTS, weights), *[(AVERAGED, averaged)] * bool(averaged)):
+                    save_file({f"transformer.{k}": v.contiguous() for k, v in tensors.items()}, folder / name)
+                torch.save(optimizer, folder / OPTIMIZER)
+                torch.save(rng, folder / RNG)
+                (folder / STATE).write_text(json.dumps(state, default=str, indent=1))
+                (folder / CONFIG).write_text(preset_to_json(preset, step=self.done))
+                for name in (PHONEMIZER, STYLES, SILENCE):
+                    if (folder_of_assets(cfg) / name).is_file():
+                        shutil.copyfile(folder_of_assets(cfg) / name, folder / name)
+            checkpoint.finish(cfg.out, out, cfg.keep)
+        self.processes.wait()
+        return out
 
-def guarded(stream: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The same batches; a reading process's UserError, which comes with a traceback, as its last line."""
-    while True:
+    def resume(self, folder: Path) -> list[dict]:
+        """Go on from a checkpoint. Returns: where every process's reading goes on.
+
+        Raises: UserError if it cannot be read, or was made with other settings; those that only say how far,
+            where, on which shards and on how many processes may differ.
+        """
         try:
-            yield next(stream)
-        except UserError as e:
-            raise UserError(str(e).split("UserError: ")[-1].removesuffix("\\n")) from None
+            state = json.loads((folder / STATE).read_text())
+            self.compare(state["config"], folder)
+            optimizer, rng = (torch.load(folder / name, weights_only=True, map_location="cpu")
+                              for name in (OPTIMIZER, RNG))
+            weights = [load_file(folder / name) for name in (WEIGHTS, *[AVERAGED] * bool(self.ema))]
+            weights = [{k.removeprefix("transformer."): v for k, v in tensors.items()} for tensors in weights]
+            sharded.set_state_dict(self.model, self.optimizer, model_state_dict=weights[0],
+                                   optim_state_dict=optimizer, options=WHOLE)
+            if self.ema:
+                sharded.set_model_state_dict(self.ema, weights[1], options=WHOLE)
+        except UserError:
+            raise
+        except (*READ_ERRORS, SafetensorError) as e:
+            raise UserError(f"{folder}: not a checkpoint: {' '.join(str(e).split())[:120]}") from None
+        self.done = state["step"]
+        if len(rng) == self.processes.world:
+            torch.set_rng_state(rng[self.processes.rank])
+        return state["places"]
+
+    def compare(self, then: dict, folder: Path) -> None:
+        """Raise UserError if a checkpoint's settings would make this another run."""
+        now = json.loads(json.dumps(dataclasses.asdict(self.cfg), default=str))
+        for name in ("preset", "max_frames", "lr", "warmup", "weight_decay", "clip", "ema", "drop_style",
+                     "drop_text", "drop_per_batch", "bf16", "seed"):
+            if then[name] != now[name]:
+                raise UserError(f"{folder}: was made with --{name.replace('_', '-')} {then[name]}, "
+                                f"not {now[name]}; use another --out")
 
 
-def one_thread(worker: int) -> None:
-    """What a reading process does first: it must not take the network's cores."""
-    torch.set_num_threads(1)
+def local(tensor: Tensor, whole: bool = False) -> Tensor:
+    """This process's part of a tensor that FSDP shares out, or the whole; others as they are."""
+    if not isinstance(tensor, torch.distributed.tensor.DTensor):
+        return tensor
+    return tensor.full_tensor() if whole else tensor.to_local()
 
 
-def loader(cfg: TrainConfig, preset: Preset, step: int, rank: int, world: int) -> Iterator[dict[str, Tensor]]:
-    """Endless batches on the CPU, from step `step` on."""
-    shards = Shards(cfg.data, preset, SymbolTable(load_phonemizer(cfg.assets / PHONEMIZER).symbols))
-    silence = silence_of(preset.codec, lambda: fetch("silence"))
-    put_together = functools.partial(collate, silence=silence, preset=preset)
-    return guarded(iter(torch.utils.data.DataLoader(
-        shards, batch_sampler=batches(shards, cfg.batch, cfg.seed, step, rank, world),
-        collate_fn=put_together, num_workers=cfg.workers,
-        worker_init_fn=one_thread)))
+def grouped(stream: Iterator[Batch], size: int) -> Iterator[tuple[list[Batch], bool]]:
+    """The batches of each step, and whether they are the last: standard input ends."""
+    group = list(itertools.islice(stream, size))
+    while len(group) == size:
+        following = list(itertools.islice(stream, size))
+        yield group, len(following) < size
+        group = following
 
 
-def check(cfg: TrainConfig) -> None:
+def fit(trainer: Trainer, preset: Preset, stream: Iterator[Batch], held_out: list[tuple[Batch, int]],
+        listener: tracker.Listener | None) -> None:
+    """Train until cfg.steps, or until the data end."""
+    cfg = trainer.cfg
+    log = tracker.Tracker(cfg, trainer.processes, trainer.device, preset.model, trainer.done)
+    if trainer.processes.main:
+        print(f"{sum(p.numel() for p in trainer.parameters):,} parameters on {trainer.processes.world} x "
+              f"{trainer.device.type}, {trainer.processes.world * cfg.accumulate * cfg.batch} songs a step, "
+              f"from step {trainer.done}", flush=True)
+    for batches, last in grouped(stream, cfg.accumulate) if trainer.done < cfg.steps else ():
+        rate = rate_at(trainer.done, cfg)
+        outputs, norm = trainer.step(batches)
+        step = trainer.done
+        last = last or step == cfg.steps
+        for batch, values in zip(batches, outputs):
+            log.note(step, values, batch)
+        if last or step % cfg.log_every == 0 or step % cfg.save_every == 0:
+            log.tell(step, rate, norm)
+        if held_out and (last or step % cfg.validate_every == 0):
+            log.row({"step": step, "validation_loss": round(trainer.validate(held_out), 5)})
+        if last or step % cfg.save_every == 0:
+            folder = trainer.save(preset)
+            if listener:
+                listener.sing(folder)
+        if last:
+            break
+    log.close()
+
+
+def check(cfg: TrainConfig, processes: Processes) -> None:
     """Raise UserError for a setting out of its range."""
     if cfg.preset not in PRESETS:
         raise UserError(f"--preset {cfg.preset}: expected one of {', '.join(PRESETS)}")
-    least_of = {"batch": 1, "steps": 1, "save_every": 1, "log_every": 1, "workers": 0, "seed": 0}
+    least_of = {"batch": 1, "accumulate": 1, "steps": 1, "save_every": 1, "log_every": 1, "validate_every": 1,
+                "validation_songs": 1, "warmup": 0, "keep": 0, "seed": 0}
     for name, least in least_of.items():
         if getattr(cfg, name) < least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected {least} or more")
     for name in ("ema", "decay", "drop_style", "drop_text"):
         if not 0 <= getattr(cfg, name) <= 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected 0 to 1")
+    longest = PRESETS[cfg.preset].model.max_frames
+    if cfg.max_frames is not None and not 1 <= cfg.max_frames <= longest:
+        raise UserError(f"--max-frames {cfg.max_frames}: expected 1 to {longest}")
+    if cfg.fsdp and processes.world == 1:
+        raise UserError("--fsdp: shares out a model over processes; start them with torchrun")
+    tracker.check(cfg)
 
 
-def copy_assets(cfg: TrainConfig) -> None:
-    """Make --out a whole model's folder. Raises: UserError if an asset is missing."""
+def preset_of(cfg: TrainConfig) -> Preset:
+    """The preset that is trained, perhaps on shorter songs."""
+    preset = PRESETS[cfg.preset]
+    frames = preset.model.max_frames if cfg.max_frames is None else cfg.max_frames
+    return dataclasses.replace(preset, model=dataclasses.replace(preset.model, max_frames=frames))
+
+
+def folder_of_assets(cfg: TrainConfig) -> Path:
+    return find(Path("weights", cfg.preset)) if cfg.assets is None else cfg.assets
+
+
+def assets_of(cfg: TrainConfig, preset: Preset) -> tuple[SymbolTable, Tensor]:
+    """The phonemes' ids and the silence frame (C,), from --assets or from where they are published."""
+    path, silence = (folder_of_assets(cfg) / name for name in (PHONEMIZER, SILENCE))
+    if not path.is_file() and cfg.assets is not None:
+        raise UserError(f"{path}: no such file; --assets names its folder")
+    table = SymbolTable(load_phonemizer(path if path.is_file() else fetch("phonemizer")).symbols)
+    return table, silence_of(preset.codec, lambda: silence if silence.is_file() else fetch("silence"))
+
+
+def fresh_model(cfg: TrainConfig, preset: Preset) -> DiT:
+    """A model with random weights by the seed, or with those of --init-from. Raises: UserError."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        model = DiT(preset.model)
+    if cfg.init_from:
+        try:
+            load_weights(model, load_file(cfg.init_from), str(cfg.init_from))
+        except (OSError, SafetensorError) as e:
+            raise UserError(f"--init-from {cfg.init_from}: {e}") from None
+    return model
+
+
+def starting_point(cfg: TrainConfig) -> Path | None:
+    """The checkpoint that --resume means. Raises: UserError if there is none, or one too many."""
+    if cfg.resume not in ("auto", "none"):
+        if not checkpoint.whole(Path(cfg.resume)):
+            raise UserError(f"--resume {cfg.resume}: no whole checkpoint; expected auto, none or its folder")
+        return Path(cfg.resume)
+    found = checkpoint.newest(cfg.out)
+    if found and cfg.resume == "none":
+        raise UserError(f"--resume none: {found} is there; use another --out")
+    return found
+
+
+def held_out_batches(shards: Shards, cfg: TrainConfig, silence: Tensor, preset: Preset,
+                     processes: Processes) -> list[tuple[Batch, int]]:
+    """This process's part of the first validation songs, each batch with how many of it count.
+
+    All processes get equally many batches: with FSDP they compute together. The surplus does not count.
+    """
+    songs = min(cfg.validation_songs, len(shards))
+    starts = range(processes.rank * cfg.batch, math.ceil(songs / (cfg.batch * processes.world))
+                   * cfg.batch * processes.world, cfg.batch * processes.world)
+    made = []
+    for start in starts:
+        numbers = [min(i, songs - 1) for i in range(start, start + cfg.batch)]
+        items = [shards[i, i] for i in numbers]
+        made.append((Batch(collate(items, silence, preset), numbers, [item["id"] for item in items], [], {}),
+                     min(max(songs - start, 0), cfg.batch)))
+    return made
+
+
+def listener_of(cfg: TrainConfig, preset: Preset, data: DataSettings, table: SymbolTable, silence: Tensor,
+                device: torch.device) -> tracker.Listener | None:
+    """Who sings at each checkpoint, if anybody can."""
+    if not cfg.listen:
+        return None
+    if preset.codec.kind != "mel" and cfg.vae is None:
+        print("no --vae: checkpoints come without a song", flush=True)
+        return None
+    if not all(map(os.path.isfile, expand(data.shards, data.pipe))):
+        print("no --validation files: checkpoints come without a song", flush=True)
+        return None
+    return tracker.Listener(cfg, preset, Shards(data, preset, table), silence, device)
+
+
+def train(cfg: TrainConfig) -> None:
+    """Train by flow matching."""
+    processes = Processes()
+    work(cfg, processes)
+    processes.close()                                        # nothing is left that exchanges gradients
+
+
+def begin(cfg: TrainConfig, processes: Processes) -> tuple[torch.device, Preset, SymbolTable, Tensor]:
+    """Check the settings, make --out; this process's device, the preset, phonemes' ids, silence (C,)."""
+    check(cfg, processes)
+    device, preset = pick_device(cfg.device, processes.local), preset_of(cfg)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     try:
         cfg.out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"--out {cfg.out}: {e.strerror}") from None
-    for name in (PHONEMIZER, STYLES):
-        if not (cfg.assets / name).is_file():
-            raise UserError(f"{cfg.assets / name}: no such file; --assets names its folder")
-        if cfg.assets.resolve() != cfg.out.resolve():
-            with replacing(cfg.out / name) as path:
-                shutil.copyfile(cfg.assets / name, path)
+    if processes.main:
+        checkpoint.sweep(cfg.out)
+    processes.wait()
+    return device, preset, *assets_of(cfg, preset)
 
 
-def train(cfg: TrainConfig) -> None:
-    """Train until cfg.steps."""
-    rank, world = 0, 1                       # this process's part of every batch
-    check(cfg)
-    preset, device = PRESETS[cfg.preset], pick_device(cfg.device)
-    copy_assets(cfg)
-    with torch.random.fork_rng():
-        torch.manual_seed(cfg.seed)
-        model = DiT(preset.model)
-    if cfg.init:
-        start_from(model, cfg.init)
-    model.to(device)
-    parameters = list(model.parameters())
-    ema = [p.detach().clone() for p in parameters] if cfg.ema else []
-    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
-    first = resume(cfg.out, model, ema, optimizer, cfg)
-    print(f"{sum(p.numel() for p in parameters):,} parameters on {device}, from step {first}", flush=True)
-    stream, log = loader(cfg, preset, first, rank, world), Log(cfg.out / "log.jsonl", cfg, first)
-    for step in range(first + 1, cfg.steps + 1):
-        batch = {k: v.to(device) for k, v in next(stream).items()}
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step - 1, cfg)
-        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bf16):
-            losses, flow_time = loss_of(model, batch, cfg, step, rank)
-        losses.mean().backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        if ema:
-            # the average forgets its random start: early on it follows closely
-            share = 1 - min(cfg.ema, (1 + step) / (10 + step))
-            torch._foreach_lerp_(ema, [p.detach() for p in parameters], share)
-        log.step(step, losses.detach(), flow_time, norm)
-        if step % cfg.save_every == 0 or step == cfg.steps:
-            if not losses.isfinite().all():
-                raise FloatingPointError(f"step {step}: the loss is {losses.mean().item()}; not saved")
-            save(cfg.out, model, ema, optimizer, step, preset, cfg)
+def work(cfg: TrainConfig, processes: Processes) -> None:
+    """This process's part of training."""
+    device, preset, table, silence = begin(cfg, processes)
+    objective = functools.partial(FlowObjective, cfg=cfg)
+    trainer = Trainer(cfg, fresh_model(cfg, preset), objective, processes, device)
+    found = starting_point(cfg)
+    places = trainer.resume(found) if found else None
+    held_out, listener = [], None
+    validation = DataSettings(cfg.validation or cfg.data.shards, from_start=True, style_index=0)
+    if cfg.validation:
+        shards = Shards(validation, preset, table, strict=True)
+        held_out = held_out_batches(shards, cfg, silence, preset, processes)
+    if processes.main:
+        listener = listener_of(cfg, preset, validation, table, silence, device)
+    stream = load(cfg.data, preset, table, silence, cfg.batch, cfg.seed, processes.rank, processes.world,
+                  places)
+    fit(trainer, preset, stream, held_out, listener)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train as the command line says."""
+    train(parse(TrainConfig, __doc__.splitlines()[0], argv, RECIPES))
 
 
 if __name__ == "__main__":
-    run(lambda: train(parse(TrainConfig, __doc__.splitlines()[0])))
+    run(main)

@@ -10,17 +10,19 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from checkpoint import LAST  # noqa: E402
 from cli import replacing  # noqa: E402
-from config import CONFIG, PHONEMIZER, STYLES, WEIGHTS  # noqa: E402
+from config import AVERAGED, CONFIG, PHONEMIZER, STYLES, WEIGHTS  # noqa: E402
 
 
 def main() -> None:
     run, out = map(Path, sys.argv[1:])
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / WEIGHTS) as path:
-        save_file({name: weight.half() for name, weight in load_file(run / WEIGHTS).items()}, path)
-    for name, target in [(CONFIG, CONFIG), ("log.jsonl", "train_log.jsonl"), (STYLES, STYLES),
-                         (PHONEMIZER, PHONEMIZER)]:
+        weights = load_file(run / LAST / AVERAGED)
+        save_file({name: weight.half() for name, weight in weights.items()}, path)
+    for name, target in [(f"{LAST}/{CONFIG}", CONFIG), ("log.jsonl", "train_log.jsonl"),
+                         (f"{LAST}/{STYLES}", STYLES), (f"{LAST}/{PHONEMIZER}", PHONEMIZER)]:
         with replacing(out / target) as path:
             shutil.copyfile(run / name, path)
     print(f"{out}: {sum(p.stat().st_size for p in out.iterdir()) / 1e6:.1f} MB")

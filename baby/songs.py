@@ -11,8 +11,6 @@ sounds of a word lie exactly where `phonemes.sung_spans` puts them: what the net
 
 import argparse
 import functools
-import io
-import json
 import multiprocessing
 import os
 import subprocess
@@ -33,6 +31,7 @@ from config import PRESETS  # noqa: E402
 from config import STYLES as STYLES_FILE  # noqa: E402
 from lyrics import ipa  # noqa: E402
 from phonemes import VOWELS, sung_spans  # noqa: E402
+from prepare import add  # noqa: E402
 from vae import MelCodec  # noqa: E402
 
 PRESET = PRESETS["baby"]
@@ -281,19 +280,6 @@ def write_shard(job: tuple[int, Path]) -> str:
             add(tar, f"{number:06d}.json", entry)
     path.with_suffix(".tmp").rename(path)
     return f"{path}: {SONGS_PER_SHARD} songs"
-
-
-def add(tar: tarfile.TarFile, name: str, value: torch.Tensor | dict) -> None:
-    """Append one member: a tensor by torch.save, a dict as JSON."""
-    data = io.BytesIO()
-    if isinstance(value, torch.Tensor):
-        torch.save(value.contiguous(), data)
-    else:
-        data.write(json.dumps(value).encode())
-    info = tarfile.TarInfo(name)
-    info.size = data.tell()
-    data.seek(0)
-    tar.addfile(info, data)
 
 
 def main() -> None:

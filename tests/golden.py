@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from config import CodecConfig, Guidance, ModelConfig, Preset
+from data import collate as put_together
 from data import conditions
 from model import DiT, drop, flow_loss, load_weights, time_grid
 from model import sample as sample_latents
@@ -91,6 +92,15 @@ def grid(words: list[dict], symbols: list[str], max_frames: int, latent_frames: 
     found, placed = conditions(spoken, latent_frames, start_frame, jam_preset(max_frames, filler),
                                SymbolTable(symbols))
     return {"lrc": found.pop("phonemes"), **found, "word_spans": [p for p in placed if p[0] < p[1]]}
+
+
+def collate(items: list[dict], silence: Tensor, max_frames: int) -> dict[str, Tensor]:
+    """Songs that are drawn and cropped (latent (frames, C), lrc, prompt, scalars) as one padded batch."""
+    ours = [{"latents": item["latent"], "phonemes": item["lrc"], "style": item["prompt"],
+             **{k: item[k] for k in SCALARS}} for item in items]
+    batch = put_together(ours, silence, jam_preset(max_frames, "average_sparse"))
+    return {"latent": batch["latents"].transpose(1, 2), "lrc": batch["phonemes"], "prompt": batch["style"],
+            **{k: batch[k] for k in SCALARS}}
 
 
 def vae(config: dict, weights: dict[str, Tensor]) -> Oobleck:

@@ -11,20 +11,25 @@ import pytest
 from conftest import ROOT
 
 import config
-from cli import parse, preset_from_json, preset_to_json, read_json, replacing, run
+from cli import parse, preset_from_json, preset_to_json, read_json, replacing, run, settings_of
 from config import PRESETS, BenchConfig, CodecConfig, Guidance, ModelConfig, Preset, SampleConfig, TrainConfig
 from config import AlignConfig, AlignSettings, CheckConfig, ConvertConfig, PlanConfig, PlanSettings
-from config import ReadSettings, UserError, argument, setting
+from config import DataSettings, InspectConfig, PrepareConfig, ReadSettings, UserError, ValidateConfig
+from config import argument, setting
 
 MODULES = ["config", "cli", "audio", "hub", "manifest", "model", "vae", "spoken", "phonemes", "lyrics",
-           "formats", "plan", "karaoke", "align", "style", "data", "train", "sample", "bench"]
+           "formats", "plan", "karaoke", "align", "style", "data", "prepare", "processes", "checkpoint",
+           "tracker", "train", "sample", "bench"]
 # Which names hold an object of a settings class; a read of such a name's attribute is a use of the setting.
 HOLDERS = {SampleConfig: {"cfg"}, TrainConfig: {"cfg"}, BenchConfig: {"cfg"},
-           ModelConfig: {"config", "model"}, CodecConfig: {"config", "codec", "c"},
+           DataSettings: {"data"}, ModelConfig: {"config", "model"}, CodecConfig: {"config", "codec", "c"},
            Guidance: {"guidance", "default"}, Preset: {"preset"}}
-FILES = {SampleConfig: ["sample", "hub", "manifest"], TrainConfig: ["train"], BenchConfig: ["bench"]}
+FILES = {SampleConfig: ["sample", "hub", "manifest"], TrainConfig: ["train", "tracker"],
+         BenchConfig: ["bench"], DataSettings: ["data"]}
 for cls in (ReadSettings, PlanConfig, CheckConfig, ConvertConfig, AlignConfig):
     HOLDERS[cls], FILES[cls] = {"cfg"}, ["lyrics"]
+for cls in (PrepareConfig, InspectConfig, ValidateConfig):
+    HOLDERS[cls], FILES[cls] = {"cfg"}, ["prepare", "hub"]
 for cls in (PlanSettings, AlignSettings):
     HOLDERS[cls], FILES[cls] = {"settings"}, ["plan", "align"]
 
@@ -170,7 +175,7 @@ def test_mistakes_in_a_config_file(content, fragments, file):
 
 
 @pytest.mark.parametrize("cls", [SampleConfig, TrainConfig, BenchConfig, PlanConfig, CheckConfig,
-                                 ConvertConfig, AlignConfig])
+                                 ConvertConfig, AlignConfig, PrepareConfig, InspectConfig, ValidateConfig])
 def test_help_names_every_setting(cls, capsys, monkeypatch):
     """Help that drifts from the settings, or dies on a percent sign."""
     monkeypatch.setenv("COLUMNS", "500")
@@ -178,11 +183,11 @@ def test_help_names_every_setting(cls, capsys, monkeypatch):
         parse(cls, "A test.", ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
-    for f in dataclasses.fields(cls):
+    for name, f, _ in settings_of(cls):
         if f.default is dataclasses.MISSING:
-            assert f.name in text
+            assert name in text
         else:
-            assert "--" + f.name.replace("_", "-") in text and f"(default: {f.default})" in text
+            assert "--" + name.replace("_", "-") in text and f"(default: {f.default})" in text
 
 
 def test_run_ends_with_one_line_and_code_2(capsys):
@@ -265,6 +270,48 @@ def test_replacing_explains_what_it_cannot_write(name, tmp_path):
             temporary.write_text("new")
     assert mistake(write).startswith(f"{tmp_path / name}: ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+# Groups of settings, and recipes
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    names: tuple[str, ...] = setting(("x",), "texts, again and again")
+    pipe: bool = setting(False, "a choice")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Inner = Inner()
+    count: int = setting(3, "a whole number")
+
+
+SMALL = {"small": Outer(Inner(("a",), True), 1)}
+
+
+@pytest.mark.parametrize("argv, want", [
+    ([], Outer()), (["--config", "small"], SMALL["small"]),
+    (["--inner.names", "a", "--inner.names", "b,c"], Outer(Inner(("a", "b,c")))),
+    (["--config", "small", "--count", "5", "--inner.pipe", "no"], None),
+    (["--config", "small", "--count", "5", "--inner.pipe", "false"], Outer(Inner(("a",), False), 5)),
+    (["--config", "small", "--config", "FILE"], Outer(Inner(("f",), True), 7))])
+def test_groups_and_recipes(argv, want, file):
+    """A flag that resets its group's other settings; a file that does not win over the recipe before it."""
+    path = str(file({"inner": {"names": ["f"]}, "count": 7}))
+    argv = [path if word == "FILE" else word for word in argv]
+    if want is None:
+        assert mistake(parse, Outer, "", argv, SMALL) == "--inner.pipe no: expected true or false"
+    else:
+        assert parse(Outer, "", argv, SMALL) == want
+
+
+@pytest.mark.parametrize("content, text", [({"inner": {"nmaes": []}}, "did you mean inner.names?"),
+                                           ({"inner": 3}, "unknown setting inner"),
+                                           ({"inner": {"names": [3]}}, "inner.names [3]: expected text")])
+def test_mistakes_in_groups(content, text, file):
+    assert text in mistake(parse, Outer, "", ["--config", str(file(content))], SMALL)
+    assert mistake(parse, Outer, "", ["--config", "smal"], SMALL) == \
+        "--config smal: expected small, or a JSON or YAML file"
 
 
 # The whole house

@@ -1,6 +1,5 @@
 """The README is executed: its commands, its flags, its table of files, its example."""
 
-import dataclasses
 import json
 import re
 import shlex
@@ -9,8 +8,10 @@ import subprocess
 import pytest
 from conftest import ROOT
 
+from cli import settings_of
 from config import BenchConfig, SampleConfig, TrainConfig
 from lyrics import COMMANDS as COMMANDS_OF_LYRICS
+from prepare import COMMANDS as COMMANDS_OF_DATA
 from sample import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,12 +22,12 @@ COMMANDS = [shlex.split(line) for kind, block in BLOCKS for line in block.splitl
 
 def flags_of(script):
     """The flags that a script knows."""
-    configs = {"sample.py": SampleConfig, "train.py": TrainConfig, "bench.py": BenchConfig}
-    classes = [config for config, _ in COMMANDS_OF_LYRICS.values()] if script == "lyrics.py" else [
-        configs[script]] if script in configs else []
-    if classes:
-        settings = [f for config in classes for f in dataclasses.fields(config)]
-        return {"--" + f.name.replace("_", "-") for f in settings} | {"--config", "--help"}
+    classes = {"sample.py": [SampleConfig], "train.py": [TrainConfig], "bench.py": [BenchConfig],
+               "lyrics.py": [config for config, _ in COMMANDS_OF_LYRICS.values()],
+               "data.py": [config for config, _ in COMMANDS_OF_DATA.values()]}
+    if script in classes:
+        names = [name for config in classes[script] for name, *_ in settings_of(config)]
+        return {"--" + name.replace("_", "-") for name in names} | {"--config", "--help"}
     return set(re.findall(r'add_argument\("(--[\w-]+)"', (ROOT / script).read_text(encoding="utf-8")))
 
 
@@ -45,9 +46,9 @@ def test_commands_name_files_and_flags_that_exist(command):
 
 
 def test_flags_in_prose_exist():
-    named = set(re.findall(r"`(--[\w-]+)", README))
-    scripts = ("sample.py", "train.py", "bench.py", "lyrics.py")
-    assert named and named <= set().union(*map(flags_of, scripts))
+    named = set(re.findall(r"`(--[\w.-]+)", README))
+    scripts = ("sample.py", "train.py", "bench.py", "lyrics.py", "data.py")
+    assert named and named <= set().union({"--max-restarts"}, *map(flags_of, scripts))
 
 
 def test_make_targets_exist():

@@ -58,19 +58,17 @@ def test_the_command(tiny_folder, tmp_path):
         "song.flac", "song.flac.json", "song.html", "song.png"]
 
 
-@pytest.mark.parametrize("args, fragment", [
-    (["--lyrics", "missing.json"], "error: missing.json: No such file or directory"),
-    (["--style", "robot"], "error: --style robot: no such style or file; expected female, male, a sound"),
-    (["--out", "no/folder/song.wav"], "error: --out no/folder/song.wav: there is no folder no/folder"),
-    (["--sed", "1"], "error: unknown setting --sed; did you mean --seed?")])
-def test_a_mistake_is_one_line_and_exit_code_2(tiny_folder, args, fragment, tmp_path):
-    done = command("--model", tiny_folder, *([] if "--out" in args else ["--out", tmp_path / "x.wav"]), *args)
-    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith(fragment)
-    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+def test_a_mistake_is_one_line_and_exit_code_2(tiny_folder, tmp_path):
+    done = command("--model", tiny_folder, "--out", tmp_path / "x.wav", "--lyrics", "missing.json")
+    assert done.returncode == 2 and done.stderr == "error: missing.json: No such file or directory\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("args, fragment", [
     (["--out", "x.aiff"], "unknown ending; expected .wav, .flac, .ogg, .mp3"),
+    (["--style", "robot"], "--style robot: no such style or file; expected female, male, a sound"),
+    (["--out", "no/folder/song.wav"], "--out no/folder/song.wav: there is no folder no/folder"),
+    (["--sed", "1"], "unknown setting --sed; did you mean --seed?"),
     (["--model", "no/model"], "--model no/model: expected baby, jam-0.5, a .safetensors file, or a folder"),
     (["--seed", str(2 ** 70)], "--seed 1180591620717411303424: expected 0 to"),
     (["--sway", "nan"], "--sway nan: expected -1 to 0"),
@@ -217,7 +215,7 @@ def baby():
     return Arranger(files, cfg, cpu), Singer(files, cpu), cfg
 
 
-@pytest.mark.parametrize("voice", ["female", "male"])
+@pytest.mark.parametrize("voice", ["female", pytest.param("male", marks=pytest.mark.slow)])
 def test_the_embedded_model_sings_in_time(baby, voice):
     """Each phrase of hello.json is heard within 60 ms of its first word's start; between them is silence."""
     arranger, singer, cfg = baby

@@ -1,33 +1,50 @@
-"""train.py: an interrupted run must end as if it had not been, and a run must learn."""
+"""train.py, checkpoint.py, tracker.py: a killed run ends as if it had not been; many ranks are as one."""
 
+import contextlib
 import dataclasses
+import faulthandler
 import functools
 import io
 import json
+import multiprocessing
 import os
-import pickle
-import re
+import random
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import time
+import types
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import BABY, ROOT
 from safetensors.torch import load_file
 
+import checkpoint
 import config
-from cli import preset_to_json
-from config import CONFIG, WEIGHTS, TrainConfig, UserError
-from data import Shards, collate
-from phonemes import SymbolTable
-from train import one_thread, rate_at, train
+import sample
+import train as module
+from cli import parse
+from config import AVERAGED, CONFIG, PRESETS, RECIPES, STYLES, WEIGHTS, DataSettings, TrainConfig, UserError
+from model import DiT
+from train import FlowObjective, Trainer, grouped, rate_at, song_draws, train
+
+CLEAN = multiprocessing.get_context("forkserver")            # a mere fork has the locks of our threads
+CLEAN.set_forkserver_preload(["train"])
+
+
+def tensors(value: object) -> bytes:
+    data = io.BytesIO()
+    torch.save(value, data)
+    return data.getvalue()
 
 
 @pytest.fixture(scope="module")
-def shard(tmp_path_factory, tiny_preset):
+def shard(tmp_path_factory):
     """Twelve songs of unlike lengths; the style decides the latents."""
     path, rng = tmp_path_factory.mktemp("data") / "songs-0.tar", torch.Generator().manual_seed(0)
     voice = torch.randn(16, 1, generator=rng)
@@ -35,25 +52,91 @@ def shard(tmp_path_factory, tiny_preset):
         for i in range(12):
             frames = 30 + 7 * i
             latents = (1, -1)[i % 2] * voice + 0.1 * torch.randn(16, frames, generator=rng)
-            style = torch.eye(2, 16)[i % 2].clone()
-            words = {"word": [{"start": 0.1, "end": 0.5, "phoneme": "həloʊ"}]}
-            for ending, value in [("latent.pt", torch.cat([latents, torch.zeros_like(latents)])),
-                                  ("style.pt", style), ("json", words)]:
-                data = io.BytesIO()
-                torch.save(value, data) if ending != "json" else data.write(json.dumps(value).encode())
+            words = {"word": [{"word": "hello", "start": 0.1, "end": 0.5, "phoneme": "həloʊ"}]}
+            for ending, data in [("latent.pt", tensors(torch.cat([latents, torch.zeros_like(latents)]))),
+                                 ("style.pt", tensors(torch.eye(2, 16)[i % 2].clone())),
+                                 ("json", json.dumps(words).encode())]:
                 info = tarfile.TarInfo(f"{i:03d}.{ending}")
-                info.size = data.tell()
-                data.seek(0)
-                tar.addfile(info, data)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
     return path
 
 
 @pytest.fixture
 def cfg(shard, tmp_path, tiny_preset, monkeypatch):
-    monkeypatch.setitem(config.PRESETS, "tiny", tiny_preset)
-    return TrainConfig(preset="tiny", data=str(shard), assets=BABY, out=tmp_path / "run", steps=4, batch=3,
-                       lr=1e-3, warmup=1, bf16=False, workers=0, save_every=2, log_every=1, device="cpu")
+    """A run of moments. All songs are padded to one length, so that batch mates do not matter."""
+    monkeypatch.setitem(config.PRESETS, "tiny", dataclasses.replace(
+        tiny_preset, trim=False, model=dataclasses.replace(tiny_preset.model, max_frames=112)))
+    return TrainConfig(preset="tiny", data=DataSettings((str(shard),), workers=0), assets=BABY, steps=4,
+                       batch=3, out=tmp_path / "run", lr=1e-3, warmup=1, decay=0.0, bf16=False, save_every=2,
+                       log_every=1, keep=0, listen=False, tensorboard=False, device="cpu")
 
+
+def start(cfg: TrainConfig, world: int = 1, work=train) -> list:
+    """A run in processes of its own, as torchrun would start it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [CLEAN.Process(target=rank, args=(i, world, port, cfg, config.PRESETS["tiny"], work))
+               for i in range(world)]
+    for process in started:
+        process.start()
+    return started
+
+
+def rank(number: int, world: int, port: int, cfg: TrainConfig, preset, work) -> None:
+    """One of these processes; what it says goes to a file beside its run."""
+    os.environ.update({"TORCHELASTIC_RUN_ID": "x", "RANK": str(number), "LOCAL_RANK": str(number),
+                       "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    torch.set_num_threads(1)
+    config.PRESETS["tiny"] = preset
+    with open(f"{cfg.out}.{number}.txt", "a") as said, contextlib.redirect_stdout(said), \
+            contextlib.redirect_stderr(said):
+        faulthandler.dump_traceback_later(20, file=said)    # a rank that waits for ever says where
+        try:
+            work(cfg)
+        except UserError as e:
+            print(f"error: {e}")
+            sys.exit(2)
+
+
+def run(cfg: TrainConfig, world: int = 1) -> None:
+    started = start(cfg, world)
+    for process in started:
+        process.join(30)
+    said = "".join(path.read_text() for path in sorted(cfg.out.parent.glob(f"{cfg.out.name}.*.txt")))
+    assert [process.exitcode for process in started] == [0] * world, said
+
+
+def rows(cfg: TrainConfig) -> list[dict]:
+    return [json.loads(line) for line in (cfg.out / "log.jsonl").read_text().splitlines()]
+
+
+def losses(cfg: TrainConfig) -> list[float]:
+    return [row["loss"] for row in rows(cfg) if "loss" in row]
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two checkpoints' contents are equal, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def equal(one: Path, two: Path) -> bool:
+    """Weights, averages, optimizer, RNG and data position of two checkpoints."""
+    places = [json.loads((folder / "state.json").read_text()) for folder in (one, two)]
+    return all(same(load_file(one / name), load_file(two / name)) for name in (WEIGHTS, AVERAGED)) and all(
+        same(*(torch.load(folder / name, weights_only=True) for folder in (one, two)))
+        for name in ("optimizer.pt", "rng.pt")) and all(
+        places[0][name] == places[1][name] for name in ("step", "places"))
+
+
+# The schedule and the draws
 
 def test_rate():
     """A schedule that never warms up, or that never reaches zero, spoils runs of days."""
@@ -66,113 +149,406 @@ def test_rate():
     assert rate_at(60, published) == pytest.approx(0.5)
 
 
-def test_two_and_two_steps_are_four(cfg, tmp_path):
-    """A lost optimizer state, data position or noise seed changes the weights after a resume."""
-    halves = dataclasses.replace(cfg, out=tmp_path / "halves")
-    # Constant rate, so that 2 of 4 steps have the same.
-    train(dataclasses.replace(halves, steps=2, decay=0.0))
-    train(dataclasses.replace(halves, decay=0.0))
-    whole = dataclasses.replace(cfg, out=tmp_path / "whole", decay=0.0)
+def test_published_recipes():
+    """Recipes that drift from the published templates."""
+    pretrain, sft = RECIPES["pretrain"], RECIPES["sft"]
+    for recipe in (pretrain, sft):
+        assert (recipe.lr, recipe.warmup, recipe.steps, recipe.clip) == (7.5e-5, 10_000, 750_000, 10)
+        assert (recipe.batch, recipe.accumulate, recipe.decay, recipe.ema) == (4, 1, 1.0, 0)
+        assert (recipe.drop_style, recipe.drop_text, recipe.weight_decay) == (0.1, 0.5, 0.01)
+        assert recipe.save_every == 10_000 and recipe.log_every == 50 and recipe.data.replacement
+    assert (pretrain.max_frames, pretrain.gradient_checkpointing) == (2000, False)
+    assert (sft.max_frames, sft.gradient_checkpointing) == (None, True)
+    assert PRESETS["jam-0.5"].model.max_frames == 5000
+    got = parse(TrainConfig, "", ["--config", "pretrain", "--data.shards", "a.tar", "--lr", "1"], RECIPES)
+    data = dataclasses.replace(pretrain.data, shards=("a.tar",))
+    assert got == dataclasses.replace(pretrain, lr=1.0, data=data)
+
+
+def test_draws_are_a_songs_own():
+    """Noise that depends on batch mates differs between one rank and two; equal noise for two songs."""
+    latents = torch.zeros(3, 40, 16)
+    noise, times, uniform = song_draws([5, 6, 7], latents)
+    alone = song_draws([6], latents[:1])
+    for many, one in zip((noise, times, uniform), alone):
+        assert torch.equal(many[1:2], one) and not torch.equal(many[0], many[1])
+    crop = torch.randn(40, 16, generator=torch.Generator().manual_seed(6))
+    assert not torch.equal(crop, noise[1])                   # the posterior's noise has the seed itself
+    many = song_draws(list(range(20_000)), torch.zeros(20_000, 1, 1))
+    normal = many[1].logit()                                 # logit-normal times
+    assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.03
+    assert abs(many[0].mean()) < 0.03 and abs(many[0].std() - 1) < 0.03
+
+
+class Ear(torch.nn.Module):
+    """Stands in for the network, and counts what it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def condition(self, phonemes, style, *scalars):
+        self.heard += list(zip((style != 0).any(1).tolist(), (phonemes != 0).any(1).tolist()))
+
+    def forward(self, x, time, condition):
+        return x
+
+
+@pytest.mark.parametrize("per_batch", [False, True])
+def test_shares_of_dropped_conditions(per_batch):
+    """90 % nothing, 5 % style alone, 5 % style and text; text never alone; per song, or for a whole batch."""
+    ear = Ear()
+    objective = FlowObjective(ear, TrainConfig(drop_per_batch=per_batch))
+    batch = {"latents": torch.zeros(4, 1, 1), "phonemes": torch.ones(4, 4), "style": torch.ones(4, 2)}
+    batch |= dict.fromkeys(("start_time", "duration_abs", "duration_rel"))
+    for i in range(1500):
+        objective(batch, list(range(4 * i, 4 * i + 4)))
+    share = {kind: ear.heard.count(kind) / len(ear.heard) for kind in set(ear.heard)}
+    assert share.keys() == {(True, True), (False, True), (False, False)}
+    assert abs(share[True, True] - 0.9) < 0.02 and abs(share[False, False] - 0.05) < 0.012
+    mixed = any(len(set(ear.heard[i:i + 4])) > 1 for i in range(0, 6000, 4))
+    assert mixed != per_batch
+
+
+def test_groups_of_a_stream_that_ends():
+    """Standard input ends: the last whole step has to be known as such, to be saved."""
+    assert list(grouped(iter("abcdefg"), 3)) == [(["a", "b", "c"], False), (["d", "e", "f"], True)]
+    assert list(grouped(iter("ab"), 3)) == []
+
+
+# Going on
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_k_steps_and_the_rest_are_all(cfg, tmp_path, k):
+    """A lost optimizer state, average, data position or noise seed changes the weights after a resume."""
+    parts = dataclasses.replace(cfg, out=tmp_path / "parts", accumulate=2, validation=cfg.data.shards,
+                                validate_every=2, validation_songs=5)
+    train(dataclasses.replace(parts, steps=k))
+    train(parts)
+    whole = dataclasses.replace(parts, out=tmp_path / "whole")
     train(whole)
-    for folder in (halves.out, whole.out):
-        assert {"checkpoint.pt", "log.jsonl", WEIGHTS, CONFIG} <= {p.name for p in folder.iterdir()}
-    one, two = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (halves.out, whole.out))
-    assert one["step"] == two["step"] == 4
-    for a, b in zip(one["ema"], two["ema"], strict=True):
-        assert torch.equal(a, b)
-    assert all(torch.equal(one["model"][k], two["model"][k]) for k in two["model"])
-    assert not any(p.name.startswith(".") for p in whole.out.iterdir())
+    assert equal(parts.out / "last", whole.out / "last")
+    assert losses(parts) == losses(whole) and len(losses(whole)) == 4
+    assert [row["validation_loss"] for row in rows(parts) if "validation_loss" in row][-1] == \
+        [row["validation_loss"] for row in rows(whole) if "validation_loss" in row][-1]
+    assert not [p for p in whole.out.iterdir() if p.name.startswith(".")]
 
 
-def test_a_killed_run_goes_on(cfg, tiny_preset, tmp_path):
-    """SIGKILL at any moment: the checkpoint on disk is whole and the run ends with the same weights."""
-    cfg = dataclasses.replace(cfg, log_every=1, save_every=1, decay=0.0)
-    endless = dataclasses.asdict(dataclasses.replace(cfg, steps=10 ** 6))
-    (tmp_path / CONFIG).write_text(preset_to_json(tiny_preset))
-    code = f"""
-import dataclasses, pathlib, torch, cli, config, train
-torch.set_num_threads(1)
-config.PRESETS["tiny"] = cli.preset_from_json(pathlib.Path({str(tmp_path / CONFIG)!r}))
-train.train(config.TrainConfig(**{endless!r}))
-""".replace("PosixPath", "pathlib.Path")
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (cfg.out / "checkpoint.pt").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.3)                                          # somewhere amid its next steps
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    steps = torch.load(cfg.out / "checkpoint.pt", weights_only=True)["step"] + 3
-    train(dataclasses.replace(cfg, steps=steps))
-    train(dataclasses.replace(cfg, steps=steps, out=tmp_path / "calm"))
-    rows = [json.loads(line)["step"] for line in (cfg.out / "log.jsonl").read_text().splitlines()]
-    assert rows == list(range(1, steps + 1))
-    calm, killed = (load_file(tmp_path / folder / WEIGHTS) for folder in ("calm", "run"))
-    assert all(torch.equal(calm[k], killed[k]) for k in calm)
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_killed_run_goes_on(cfg, tmp_path, world):
+    """SIGKILL at any moment: the checkpoint on disk is whole and the run ends with the same bits."""
+    kills(cfg, tmp_path, world, 1)
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_twenty_kills(cfg, tmp_path, world):
+    """As above, twenty times in one run, at random moments."""
+    done = kills(cfg, tmp_path, world, 20)
+    print(f"{world} ranks, killed in steps {done}")
+
+
+def kills(cfg: TrainConfig, tmp_path: Path, world: int, times: int) -> list[int]:
+    """Kill all ranks of a run at random moments and start it again; compare it with one left alone."""
+    rng = random.Random(world)
+    killed = dataclasses.replace(cfg, out=tmp_path / "killed", save_every=1, keep=2, batch=2)
+    reached = []
+    for _ in range(times):
+        target = (reached[-1] if reached else 0) + 1         # at least one step more than the last time
+        started = start(dataclasses.replace(killed, steps=10 ** 6), world)
+        deadline = time.monotonic() + 60
+        while not (killed.out / "last").exists() or newest(killed.out) < target:
+            assert all(p.is_alive() for p in started) and time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))                     # amid a step, a save, a deletion
+        for process in started:
+            os.kill(process.pid, signal.SIGKILL)
+        for process in started:
+            process.join()
+        reached.append(newest(killed.out))
+    steps = reached[-1] + 2
+    run(dataclasses.replace(killed, steps=steps), world)
+    calm = dataclasses.replace(killed, out=tmp_path / "calm", steps=steps)
+    run(calm, world)
+    assert equal(killed.out / f"step-{steps:06d}", calm.out / f"step-{steps:06d}")
+    assert [row["step"] for row in rows(killed)] == list(range(1, steps + 1))
+    assert losses(killed) == losses(calm)
+    assert len(checkpoint.existing(killed.out)) == 2
+    assert not [p for p in killed.out.iterdir() if p.name.startswith(".")]
+    return reached
+
+
+def newest(out: Path) -> int:
+    """The step of the newest checkpoint's name, whole or not."""
+    return max((int(path.name[5:]) for path in out.glob("step-*")), default=0)
+
+
+@pytest.mark.parametrize("fsdp", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_ranks_are_one_of_double_batch(cfg, tmp_path, fsdp):
+    """Ranks that see equal songs, gradients summed instead of averaged, losses of one rank in the log."""
+    cfg = dataclasses.replace(cfg, validation=cfg.data.shards, validate_every=4, validation_songs=5)
+    two = dataclasses.replace(cfg, out=tmp_path / "two", fsdp=fsdp)
+    run(two, 2)
+    one = dataclasses.replace(cfg, out=tmp_path / "one", batch=6)
+    train(one)
+    parts = dataclasses.replace(cfg, out=tmp_path / "parts", accumulate=2)
+    train(parts)
+    for other in (two, parts):
+        for a, b in zip(rows(one), rows(other), strict=True):
+            for name in {"loss", "validation_loss", "grad_norm"} & a.keys():
+                assert a[name] == pytest.approx(b[name], abs=2e-5), name
+    weights = [load_file(c.out / "last" / AVERAGED) for c in (one, two, parts)]
+    assert all(torch.allclose(w[k], weights[0][k], atol=1e-5) for w in weights for k in w)
+
+
+def test_other_numbers_of_ranks_go_on(cfg, tmp_path):
+    """Songs lost or repeated, or an optimizer that cannot be put together, when machines come or go."""
+    two = dataclasses.replace(cfg, steps=2, fsdp=True)
+    run(two, 2)
+    train(dataclasses.replace(cfg, batch=6))                 # shared out by FSDP before, now alone
+    whole = dataclasses.replace(cfg, out=tmp_path / "whole", batch=6)
+    train(whole)
+    assert losses(cfg) == pytest.approx(losses(whole), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again(cfg, tmp_path, tiny_preset):
+    """A rank that dies: torchrun starts all of them anew, and they go on from the checkpoint."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, pathlib, pickle, sys
+sys.path.insert(0, {str(ROOT)!r})
+import config, train
+config.PRESETS["tiny"] = pickle.loads({__import__("pickle").dumps(config.PRESETS["tiny"])!r})
+again = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+cfg = pickle.loads(pathlib.Path({str(tmp_path / "cfg")!r}).read_bytes())
+save = train.Trainer.save
+def dying(self, preset):
+    if self.done == 4 and not again and self.processes.rank == 1:
+        os._exit(9)
+    return save(self, preset)
+train.Trainer.save = dying
+train.train(cfg)
+""")
+    (tmp_path / "cfg").write_bytes(__import__("pickle").dumps(dataclasses.replace(cfg, steps=6)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*torchrun, "--max-restarts=3", str(script)], capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr
+    whole = dataclasses.replace(cfg, out=tmp_path / "whole", steps=6)
+    run(whole, 2)
+    assert equal(cfg.out / "last", whole.out / "last")
+
+
+# Checkpoints
+
+def test_a_half_written_checkpoint_is_passed_over(cfg, capsys):
+    """A copy cut off, a file lost: the run goes on from the one before, and says so."""
+    train(cfg)
+    for break_it in (lambda folder: (folder / "optimizer.pt").write_bytes(b"short"),
+                     lambda folder: (folder / AVERAGED).unlink(),
+                     lambda folder: (folder / checkpoint.CONTENTS).unlink()):
+        break_it(cfg.out / "step-000004")
+        capsys.readouterr()
+        train(cfg)
+        assert "step-000004: is not whole; passed over" in capsys.readouterr().err
+        assert checkpoint.whole(cfg.out / "step-000004")
+
+
+def test_what_a_killed_save_leaves_is_swept(cfg):
+    """Gigabytes of hidden folders, or a link that cannot be made because one of its name is there."""
+    train(dataclasses.replace(cfg, steps=2))
+    (cfg.out / ".step-000004.99").mkdir()
+    (cfg.out / ".step-000004.99" / WEIGHTS).write_text("half")
+    (cfg.out / f".last.{os.getpid()}").symlink_to("nowhere")
+    train(cfg)
+    assert sorted(p.name for p in cfg.out.iterdir()) == ["last", "log.jsonl", "step-000002", "step-000004"]
+
+
+def test_keep_and_last(cfg):
+    """Old checkpoints that fill the disk; a link that leads to none or to an old one."""
+    train(dataclasses.replace(cfg, steps=6, save_every=1, keep=2))
+    assert [p.name for p in checkpoint.existing(cfg.out)] == ["step-000005", "step-000006"]
+    assert (cfg.out / "last").resolve().name == "step-000006"
+    state = json.loads((cfg.out / "last" / "state.json").read_text())
+    assert state["step"] == 6 and state["config"]["data"]["shards"] == list(cfg.data.shards)
+
+
+def test_a_full_disk(cfg):
+    """A write that fails must leave the checkpoint before it, and one line that says which."""
+    train(dataclasses.replace(cfg, steps=2))
+    process, = start(cfg, work=limited)
+    process.join()
+    said = Path(f"{cfg.out}.0.txt").read_text()
+    assert process.exitcode == 2 and "step-000004: cannot be written: " in said
+    assert said.rstrip().endswith("step-000002 is whole") and said.count("\nerror: ") == 1
+    assert [p.name for p in checkpoint.existing(cfg.out)] == ["step-000002"]
+    assert not [p for p in cfg.out.iterdir() if p.name.startswith(".step")]
+    train(cfg)
+    assert (cfg.out / "last").resolve().name == "step-000004"
+
+
+def limited(cfg: TrainConfig) -> None:
+    """A run on a disk where no file can have more than 100 kB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    train(cfg)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"not a checkpoint"])
+def test_a_broken_checkpoint_is_named(cfg, content):
+    """Whole in length but not in content: going on from nothing would be a new run over an old one."""
+    train(dataclasses.replace(cfg, steps=2))
+    (cfg.out / "last" / "optimizer.pt").write_bytes(content)
+    sizes = {p.name: p.stat().st_size for p in (cfg.out / "last").iterdir() if p.name != checkpoint.CONTENTS}
+    (cfg.out / "last" / checkpoint.CONTENTS).write_text(json.dumps(sizes))
+    with pytest.raises(UserError, match="step-000002: not a checkpoint: "):
+        train(cfg)
+
+
+@pytest.mark.parametrize("change, fragment", [
+    ({"seed": 1}, "was made with --seed 0, not 1"), ({"ema": 0.0}, "was made with --ema 0.999, not 0.0"),
+    ({"resume": "none"}, "step-000002 is there; use another --out"),
+    ({"resume": "no/such"}, "--resume no/such: no whole checkpoint")])
+def test_what_does_not_resume(cfg, change, fragment):
+    """Going on with other settings would silently be another run."""
+    train(dataclasses.replace(cfg, steps=2))
+    with pytest.raises(UserError, match=".") as caught:
+        train(dataclasses.replace(cfg, **change))
+    assert fragment in str(caught.value)
+
+
+def test_resume_from_a_named_checkpoint(cfg, tmp_path):
+    """A branch of a run: another folder, the same past."""
+    train(cfg)
+    branch = dataclasses.replace(cfg, out=tmp_path / "branch", resume=str(cfg.out / "step-000002"))
+    train(branch)
+    assert equal(cfg.out / "last", branch.out / "last")
+    assert [row["step"] for row in rows(branch)] == [3, 4]
+
+
+# What it does
 
 def test_it_learns(cfg):
     """A sign error in the velocity or unconnected conditions would leave the loss where it was."""
-    train(dataclasses.replace(cfg, steps=150, lr=5e-3, batch=6, log_every=50, save_every=150))
-    rows = [json.loads(line) for line in (cfg.out / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [50, 100, 150]
-    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
-    assert len(rows[0]["loss_by_time"]) == 4 and rows[0]["lr"] == 5e-3
+    train(dataclasses.replace(cfg, steps=120, lr=5e-3, batch=6, log_every=40, save_every=120))
+    found = rows(cfg)
+    assert [row["step"] for row in found] == [40, 80, 120]
+    assert found[-1]["loss"] < 0.5 * found[0]["loss"]
+    assert len(found[0]["loss_by_time"]) == 4 and found[0]["lr"] == 5e-3 and found[0]["songs_per_s"] > 0
 
 
 def test_initial_weights(cfg, tmp_path):
-    """--init with no steps left to learn gives the same weights back."""
+    """--init-from with nothing to learn gives the same weights back."""
     train(cfg)
-    train(dataclasses.replace(cfg, out=tmp_path / "next", init=cfg.out / WEIGHTS, lr=0.0, steps=1))
-    one, two = (load_file(folder / WEIGHTS) for folder in (cfg.out, tmp_path / "next"))
-    assert all(torch.equal(one[k], two[k]) for k in one)
+    weights = cfg.out / "last" / WEIGHTS
+    train(dataclasses.replace(cfg, out=tmp_path / "next", init_from=weights, lr=0.0, steps=1))
+    one, two = (load_file(folder / "last" / WEIGHTS) for folder in (cfg.out, tmp_path / "next"))
+    assert same(one, two)
 
 
-@pytest.mark.parametrize("change, fragment", [({"preset": "none"}, "--preset none: expected one of"),
-                                              ({"data": "no/such.tar"}, "no/such.tar: no such shard"),
-                                              ({"batch": 13}, "12 songs are fewer"),
-                                              ({"log_every": 0}, "--log-every 0: expected 1 or more"),
-                                              ({"ema": 1.5}, "--ema 1.5: expected 0 to 1"),
-                                              ({"out": BABY / CONFIG}, "File exists"),
-                                              ({"assets": ROOT}, "phonemizer.pt: no such file"),
-                                              ({"init": BABY / CONFIG}, str(BABY / CONFIG))])
+def test_gradient_checkpointing_changes_nothing(cfg, tmp_path):
+    """Blocks computed twice must give the same gradients; and it must be in effect."""
+    twice = dataclasses.replace(cfg, out=tmp_path / "twice", gradient_checkpointing=True)
+    train(cfg)
+    train(twice)
+    assert equal(cfg.out / "last", twice.out / "last")
+    model, calls = DiT(config.PRESETS["tiny"].model), []
+    objective = functools.partial(FlowObjective, cfg=twice)
+    trainer = Trainer(twice, model, objective, module.Processes(), torch.device("cpu"))
+    block = model.transformer_blocks[0]
+    block.register_forward_pre_hook(lambda *_: calls.append(1))
+    batch = next(module.load(cfg.data, config.PRESETS["tiny"], *module.assets_of(cfg, config.PRESETS["tiny"]),
+                             cfg.batch, 0))
+    trainer.step([batch])
+    assert len(calls) == 2
+
+
+@pytest.mark.slow
+def test_compiled(cfg, tmp_path):
+    """torch.compile that changes names in the checkpoint, or values."""
+    train(cfg)
+    train(dataclasses.replace(cfg, out=tmp_path / "compiled", compile=True))
+    one, two = (load_file(folder / "last" / WEIGHTS) for folder in (cfg.out, tmp_path / "compiled"))
+    assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], atol=1e-4) for k in one)
+
+
+def test_a_loss_that_explodes(cfg, monkeypatch):
+    """A NaN that is averaged into all weights and saved over the last good ones."""
+    train(dataclasses.replace(cfg, steps=2))
+    forward = FlowObjective.forward
+
+    def poisoned(self, batch, seeds):
+        made = forward(self, batch, seeds)
+        return made | {"loss": made["loss"] * (float("nan") if self.training else 1)}
+    monkeypatch.setattr(FlowObjective, "forward", poisoned)
+    with pytest.raises(UserError, match="loss is not finite or above --max-loss 100.0 before step 3"):
+        train(cfg)
+    stopped = json.loads((cfg.out / "stopped-rank0.json").read_text())
+    assert [entry["step"] for entry in stopped] == [3] and len(stopped[0]["ids"]) == 3
+    assert "songs-0.tar" in stopped[0]["ids"][0]
+    assert [p.name for p in checkpoint.existing(cfg.out)] == ["step-000002"]
+    monkeypatch.setattr(FlowObjective, "forward", forward)
+    with pytest.raises(UserError, match="above --max-loss 0.01 "):
+        train(dataclasses.replace(cfg, max_loss=0.01))
+
+
+def test_curves_and_songs(cfg, tmp_path, monkeypatch):
+    """TensorBoard's file, Weights & Biases' calls (a stand-in), a song and a picture at each checkpoint."""
+    told = []
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = types.SimpleNamespace()
+    fake.init = lambda **settings: told.append(settings) or types.SimpleNamespace(
+        log=lambda row, step: told.append((step, row)), finish=lambda: told.append("finished"))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    cfg = dataclasses.replace(cfg, listen=True, tensorboard=True, wandb="jam/first", wandb_mode="offline")
+    train(cfg)
+    assert (told[0]["project"], told[0]["name"], told[0]["mode"]) == ("jam", "first", "offline")
+    assert [entry[0] for entry in told[1:-1]] == [1, 2, 3, 4] and told[-1] == "finished"
+    assert {"loss", "lr", "grad_norm", "songs_per_s"} <= told[1][1].keys()
+    samples = {path.name for path in (cfg.out / "samples").iterdir()}
+    assert samples == {f"{name}.{ending}" for name in ("reference", "step-000002", "step-000004")
+                       for ending in ("wav", "png")}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(cfg.out / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(cfg), abs=1e-5)
+
+
+def test_a_checkpoint_sings(cfg, tmp_path, monkeypatch):
+    """Folders that sample.py cannot take, or sing with the weights that were not averaged."""
+    styles = tmp_path / "assets"
+    styles.mkdir()
+    from safetensors.torch import save_file
+    save_file({"female": torch.eye(2, 16)[0].clone()}, styles / STYLES)
+    (styles / "phonemizer.pt").symlink_to(BABY / "phonemizer.pt")
+    train(dataclasses.replace(cfg, assets=styles))
+    out = tmp_path / "song.wav"
+    lyrics = tmp_path / "a.json"
+    lyrics.write_text(json.dumps([{"word": "hello", "start": 0.2, "end": 0.9}]))
+    sample.main(["--model", str(cfg.out / "last"), "--lyrics", str(lyrics), "--out", str(out)])
+    account = json.loads((tmp_path / "song.wav.json").read_text())
+    assert account["request"]["sha256"]["weights"] == sample.sha256(cfg.out / "last" / AVERAGED)
+    assert (cfg.out / "last" / CONFIG).is_file() and set(load_file(cfg.out / "last" / WEIGHTS)) == {
+        f"transformer.{name}" for name, _ in DiT(config.PRESETS["tiny"].model).named_parameters()}
+
+
+@pytest.mark.parametrize("change, fragment", [
+    ({"preset": "none"}, "--preset none: expected one of"), ({"log_every": 0}, "--log-every 0: expected 1"),
+    ({"data": DataSettings(("no/such.tar",))}, "no/such.tar"), ({"ema": 1.5}, "--ema 1.5: expected 0 to 1"),
+    ({"out": BABY / CONFIG}, "File exists"), ({"assets": ROOT}, "phonemizer.pt: no such file"),
+    ({"init_from": BABY / CONFIG}, str(BABY / CONFIG)), ({"max_frames": 9999}, "--max-frames 9999: expecte"),
+    ({"fsdp": True}, "start them with torchrun"), ({"wandb": "a/b"}, "--wandb: is not installed: pip inst"),
+    ({"wandb_mode": "loud"}, "--wandb-mode loud: expected online or offline")])
 def test_mistakes(cfg, change, fragment):
     with pytest.raises(UserError, match=".") as caught:
         train(dataclasses.replace(cfg, **change))
     assert fragment in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_readers_can_be_spawned(cfg, tiny_preset):
-    """Where processes start anew (macOS, Python 3.14), all that a reading process gets must be picklable."""
-    shards = Shards(cfg.data, tiny_preset, SymbolTable("abd"))
-    parts = shards, functools.partial(collate, silence=torch.zeros(16), preset=tiny_preset), one_thread
-    again, put_together, _ = pickle.loads(pickle.dumps(parts))
-    assert put_together([again[0, 1]])["latents"].equal(put_together([shards[0, 1]])["latents"])
-
-
-@pytest.mark.parametrize("content", [b"", b"PK", b"not a checkpoint"])
-def test_a_broken_checkpoint_is_named(cfg, content):
-    """Going on from nothing in its place would be a new run over an old one."""
-    cfg.out.mkdir()
-    (cfg.out / "checkpoint.pt").write_bytes(content)
-    with pytest.raises(UserError, match="checkpoint.pt: not a checkpoint: "):
-        train(cfg)
-
-
-def test_other_settings_do_not_resume(cfg):
-    """Going on with another batch size would silently be another run."""
-    train(cfg)
-    with pytest.raises(UserError, match="was made with --batch 3, not 4"):
-        train(dataclasses.replace(cfg, batch=4, steps=6))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_song_is_named(cfg, shard, tmp_path, workers):
-    """The original prints and skips such songs; from a reading process the error must still be one line."""
-    broken = tmp_path / "broken.tar"
-    broken.write_bytes(shard.read_bytes().replace(b'"phoneme"', b'"phonem_"'))
-    with pytest.raises(UserError) as caught:
-        train(dataclasses.replace(cfg, data=str(broken), workers=workers))
-    assert re.fullmatch(r".*broken\.tar: song \d+: word 1: expected start, end and phoneme",
-                        str(caught.value))
+def test_command_line(tmp_path):
+    """A mistake is one line and exit code 2, also of a recipe's name."""
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--config", "pretain"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == ("error: --config pretain: expected pretrain, sft, baby-pretrain, baby-sft, "
+                           "or a JSON or YAML file\n")
