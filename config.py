@@ -201,7 +201,8 @@ class BenchConfig:
     what: str = setting("sample", "sample: singing a song; train: optimizer steps")
     preset: str = setting("jam-0.5", "sizes of the model: a name in config.PRESETS")
     duration: float | None = setting(None, "seconds of the song; default: the longest that the model sings")
-    steps: int = setting(2, "grid points of the sampler, or optimizer steps, the first of which is not timed")
+    steps: int = setting(2, "grid points of the sampler, or optimizer steps, the first of which is not timed "
+                            "(1 on a CPU: count memory alone)")
     batch: int = setting(1, "songs of an optimizer step")
     gradient_checkpointing: bool = setting(False, "compute the blocks twice, to keep less in memory")
     dtype: str = setting("bfloat16", "float32 or bfloat16")

@@ -98,7 +98,7 @@ class Trainer:
                  processes: Processes, device: torch.device):
         self.cfg, self.processes, self.device = cfg, processes, device
         self.done, self.place = 0, None          # steps; where this process's reading goes on
-        self.model = model.to(device)
+        self.model = model
         model.gradient_checkpointing = cfg.gradient_checkpointing
         # A model of its own, so that it is shared out and saved as the model is.
         self.ema = copy.deepcopy(model).requires_grad_(False) if cfg.ema else None
@@ -387,7 +387,7 @@ def work(cfg: TrainConfig, processes: Processes) -> None:
     """This process's part of training."""
     device, preset, table, silence = begin(cfg, processes)
     objective = functools.partial(FlowObjective, cfg=cfg)
-    trainer = Trainer(cfg, fresh_model(cfg, preset), objective, processes, device)
+    trainer = Trainer(cfg, fresh_model(cfg, preset).to(device), objective, processes, device)
     found = starting_point(cfg)
     places = trainer.resume(found) if found else None
     held_out, listener = [], None

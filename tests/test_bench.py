@@ -1,5 +1,6 @@
 """bench.py: the bytes that it counts are those of the tensors that live."""
 
+import pytest
 import torch
 
 from bench import Peak, main
@@ -16,6 +17,20 @@ def test_peak():
     assert peak.most == 8000 and peak.now == 4000
     del a
     assert peak.now == 0
+
+
+def test_training(capsys):
+    """Memory that is counted without computing, and a share of the matrix rate that cannot be above 1."""
+    args = ["--what", "train", "--preset", "baby", "--duration", "1", "--device", "cpu", "--dtype", "float32"]
+    main([*args, "--steps", "1"])
+    counted = capsys.readouterr().out.splitlines()
+    assert counted[0] == "baby, float32, cpu" and counted[1].startswith("a step of 1 songs of 47 frames")
+    weights = 5_343_392 * 4 / 2 ** 30                        # and gradients, and two moments: four times that
+    assert 4 * weights < float(counted[1].split()[-2]) < 6 * weights
+    main([*args, "--batch", "2"])
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 6 and 0 < float(rows[-1].split()[-2]) < 100
+    assert float(rows[3].split()[-1]) == pytest.approx(2 / float(rows[2].split()[-1]), rel=0.01)
 
 
 def test_table(capsys):
