@@ -278,3 +278,22 @@ class AlignConfig(AlignSettings):
     input: Path = argument("its lyrics in any format, with times or without")
     out: Path | None = setting(None, "where the timed lyrics go; default: the terminal, as LRC", "-o")
     to: str | None = setting(None, "their format, by name; default: by the ending of --out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure finished songs: are the asked words heard, and when; how do they sound."""
+    songs: Path = argument("folder of songs and their accounts, NAME.mp3 and NAME.mp3.json")
+    manifest: Path | None = setting(None, "what songs ID.mp3 without accounts were asked for")
+    out: Path | None = setting(None, "folder of evaluation.json, report.html; default: the songs'", "-o")
+    recogniser: str = setting("ear", "ear (songs of the embedded model) or wav2vec2 (real songs)")
+    separate: bool = setting(False, "for wav2vec2: take the voice out of the mix first")
+    scorer: tuple[str, ...] | None = setting(
+        None, "one more number for each song: style, audiobox, songeval, phonemes, timing, MODULE:FUNCTION, "
+        "or a sum (phonemes:1,timing:2); again for one more")
+    against: Path | None = setting(None, "a second folder with the same songs, to compare with")
+    style_encoder: Path | None = setting(
+        None, "folder with MuQ-MuLan-large, MuQ-large-msd-iter and xlm-roberta-base; default: the hub's")
+    seed: int = setting(0, "of the draws behind the intervals")
+    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
+    offline: bool = setting(False, "use what is on this machine only")
