@@ -331,8 +331,8 @@ def test_the_command(folder, sung, tmp_path, capsys, monkeypatch):
 def test_worst_come_first():
     """The page is for finding faults: those of a long list must not stand at its end."""
     good, = rows_of([0])
-    wave, record = song([("sæt", 0.5, 1.0), ("həloʊ", 1.2, 2.0)])
-    record["word"][1]["phoneme"] = "həlɝʊ"
+    wave, record = song([("sæt", 0.5, 1.0), ("həloʊwɝld", 1.2, 2.4)])
+    record["word"][1]["phoneme"] = "həloʊwɝlt"
     bad = measures(wave, RATE, record, listener()) | {"id": "bad", "scores": {}, "file": "/b.wav"}
     page = report([good | {"file": "/a.wav", "scores": {}}, bad], {}, evaluate.Path("/"))
     songs = json.loads(re.search('id="data">(.*?)</script>', page)[1])["songs"]
