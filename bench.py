@@ -107,7 +107,7 @@ def bench_sample(cfg: BenchConfig, preset: Preset, frames: int, device: torch.de
 def training(cfg: BenchConfig, preset: Preset, frames: int, device: torch.device) -> Callable[[], Tensor]:
     """An optimizer step over --batch songs of `frames`; it returns the gradient's norm."""
     settings = TrainConfig(preset=cfg.preset, batch=cfg.batch, bf16=cfg.dtype == "bfloat16", ema=0.0,
-                           gradient_checkpointing=cfg.gradient_checkpointing)
+                           gradient_checkpointing=cfg.gradient_checkpointing, compile=cfg.compile)
     preset = dataclasses.replace(preset, trim=False,
                                  model=dataclasses.replace(preset.model, max_frames=frames))
     model = DiT(preset.model) if device.type == "cpu" else DiT(preset.model).to(device)
@@ -134,11 +134,11 @@ def bench_train(cfg: BenchConfig, preset: Preset, frames: int, device: torch.dev
     step().item()
     began = time.perf_counter()
     for _ in range(cfg.steps - 1):
-        norm = step()
-    norm.item()                                              # all is done when it is known
-    seconds = (time.perf_counter() - began) / (cfg.steps - 1)
+        step()
     if device.type == "cuda":
+        torch.cuda.synchronize(device)
         most = torch.cuda.max_memory_allocated(device)
+    seconds = (time.perf_counter() - began) / (cfg.steps - 1)
     rate = matmul_rate(device, 8192 if device.type == "cuda" else 2048)
     work = cfg.batch * work_of(preset.model, frames)
     print(f"{most / GIB:8.3f} GiB\n"

@@ -73,7 +73,7 @@ def whole(path: Path) -> bool:
     """Whether every file of a checkpoint is there in its full length."""
     try:
         sizes = json.loads((path / CONTENTS).read_text())
-        return all((path / name).stat().st_size == size for name, size in sizes.items())
+        return bool(sizes) and all((path / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False
 

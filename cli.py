@@ -162,6 +162,8 @@ def parse(cls: type, doc: str, argv: list[str] | None = None,
                             metavar=describe(kind).split()[0].upper(),
                             help=f"{f.metadata['help']} (default: {f.default})")
     known, unknown = parser.parse_known_args(argv)
+    if unknown and not unknown[0].startswith("-"):
+        raise UserError(f"{unknown[0]}: no setting before it; quote * and ?, or name the setting again")
     if unknown:
         reject(unknown[0], ["--" + name.replace("_", "-") for name in kinds])
     flags, values = vars(known), {}

@@ -205,6 +205,7 @@ class BenchConfig:
                             "(1 on a CPU: count memory alone)")
     batch: int = setting(1, "songs of an optimizer step")
     gradient_checkpointing: bool = setting(False, "compute the blocks twice, to keep less in memory")
+    compile: bool = setting(False, "torch.compile the blocks of optimizer steps")
     dtype: str = setting("bfloat16", "float32 or bfloat16")
     device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
 
@@ -339,13 +340,16 @@ class TrainConfig:
 
 
 # Starting points for `--config NAME`. Source of the first three: the published templates of JAM-0.5, which
-# need not equal the paper's runs. They are for 8 GPUs; DPO's own settings are in DPOConfig.
+# need not equal the paper's runs. The templates' duration rules need a list: see --data.ids.
 _published = dict(preset="jam-0.5", data=DataSettings(shards=(), replacement=True), batch=4, lr=7.5e-5,
                   warmup=10_000, decay=1.0, clip=10.0, ema=0.0, steps=750_000, save_every=10_000,
                   validate_every=10_000)
 RECIPES = {
     "pretrain": TrainConfig(**_published, max_frames=2000, out=Path("runs/pretrain")),
     "sft": TrainConfig(**_published, gradient_checkpointing=True, out=Path("runs/sft")),
+    "dpo": TrainConfig(**_published | {
+        "batch": 1, "accumulate": 4, "lr": 5e-7, "warmup": 1000, "steps": 20_000, "save_every": 100,
+        "log_every": 8, "gradient_checkpointing": True, "out": Path("runs/dpo")}),
     "baby-pretrain": TrainConfig(data=DataSettings(bucket=8, workers=1)),
     "baby-sft": TrainConfig(data=DataSettings(bucket=8, workers=1), out=Path("runs/baby-sft"), steps=300,
                             lr=1e-4, warmup=30, decay=1.0, init_from=Path("weights/baby/model.safetensors")),
@@ -397,3 +401,22 @@ class ValidateConfig:
     preset: str = setting("baby", "model they are for: a name in config.PRESETS")
     phonemizer: Path | None = setting(
         None, "whose symbols the phonemes have to be of; default: the model's own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure finished songs: are the asked words heard, and when; how do they sound."""
+    songs: Path = argument("folder of songs and their accounts, NAME.mp3 and NAME.mp3.json")
+    manifest: Path | None = setting(None, "what songs ID.mp3 without accounts were asked for")
+    out: Path | None = setting(None, "folder of evaluation.json, report.html; default: the songs'", "-o")
+    recogniser: str = setting("ear", "ear (songs of the embedded model) or wav2vec2 (real songs)")
+    separate: bool = setting(False, "for wav2vec2: take the voice out of the mix first")
+    scorer: tuple[str, ...] | None = setting(
+        None, "one more number for each song: style, audiobox, songeval, phonemes, timing, MODULE:FUNCTION, "
+        "or a sum (phonemes:1,timing:2); again for one more")
+    against: Path | None = setting(None, "a second folder with the same songs, to compare with")
+    style_encoder: Path | None = setting(
+        None, "folder with MuQ-MuLan-large, MuQ-large-msd-iter and xlm-roberta-base; default: the hub's")
+    seed: int = setting(0, "of the draws behind the intervals")
+    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
+    offline: bool = setting(False, "use what is on this machine only")

@@ -226,6 +226,11 @@ def is_file(source: str) -> bool:
     return source != "-" and not source.startswith(("http://", "https://", "pipe:"))
 
 
+def in_place(source: str) -> bool:
+    """Whether its songs are read by random access, not front to back."""
+    return is_file(source) and not source.endswith(COMPRESSED)
+
+
 def expand(shards: tuple[str, ...], pipe: bool) -> list[str]:
     """Sources in order: files, http(s) addresses, - (standard input), pipe:COMMAND.
 
@@ -332,7 +337,7 @@ class Shards(Dataset):
 
     def index(self, source: str) -> dict[str, dict[str, tuple[int, int]]]:
         """Key -> ending -> (offset, bytes) of a shard's songs."""
-        if not is_file(source) or source.endswith(COMPRESSED):
+        if not in_place(source):
             raise UserError(f"{source}: expected a file, not compressed: its songs are read in any order")
         found = {}
         try:
@@ -635,7 +640,7 @@ def load(data: DataSettings, preset: Preset, table: SymbolTable, silence: Tensor
     """
     sources = expand(data.shards, data.pipe)
     put_together = functools.partial(together, silence=silence, preset=preset)
-    local = all(is_file(source) and not source.endswith(COMPRESSED) for source in sources)
+    local = all(map(in_place, sources))
     if places and ("lanes" in places[0]) == local:
         raise UserError(f"{sources[0]}: the run that goes on had {'streams' if local else 'local files'}; "
                         "expected the same in --data.shards")

@@ -6,19 +6,19 @@ import os
 import torch
 from torch import Tensor
 
-MOST_DAYS = 365                # that one process may work before the others give it up
+MOST_HOURS = 365 * 24          # that one process may work before the others give it up
 
 
 class Processes:
     """rank of world, the local one of its machine; alone, 0 of 1."""
 
-    def __init__(self):
+    def __init__(self, hours: float = MOST_HOURS):
         started = "TORCHELASTIC_RUN_ID" in os.environ        # others set WORLD_SIZE for purposes of their own
         self.rank, self.world, self.local = (int(os.environ[name]) if started else alone for name, alone in (
             ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
         if self.world > 1:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            torch.distributed.init_process_group(backend, timeout=datetime.timedelta(days=MOST_DAYS))
+            torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=hours))
 
     @property
     def main(self) -> bool:

@@ -53,8 +53,8 @@ class Tracker:
         if processes.main:
             lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-            # What a killed run did after its checkpoint is done again.
-            self.path.write_text("".join(kept))
+            with replacing(self.path) as path:               # what came after the checkpoint is done again
+                path.write_text("".join(kept))
             self.open(first_step)
         self.clear(first_step)
 
@@ -71,6 +71,7 @@ class Tracker:
                                   mode=self.cfg.wandb_mode, dir=str(self.cfg.out), config=settings)
 
     def clear(self, step: int) -> None:
+        """Begin anew; the clock runs from here, so that saving and singing do not count."""
         self.last, self.since, self.work = step, time.monotonic(), 0
         self.noted: list[tuple[int, dict[str, Tensor], list[str]]] = []
         self.broken = 0
@@ -94,11 +95,11 @@ class Tracker:
                 *((bins == i).sum() for i in range(TIME_BINS)),
                 *(loss[bins == i].sum() for i in range(TIME_BINS))]
         sums = self.processes.sum(torch.tensor([float(x) for x in sums], dtype=torch.float64)).tolist()
-        if sums[2]:
-            self.stop(step, bad)
+        if sums[2] or not norm.isfinite():                   # then the weights are spoilt, on all processes
+            self.stop(step, bad if sums[2] else [step])
         songs, seconds = sums[0], time.monotonic() - self.since
         counts, losses = sums[5 + len(extras):][:TIME_BINS], sums[5 + len(extras) + TIME_BINS:]
-        row = {"step": step, "loss": round(sums[1] / songs, 5), "lr": rate,
+        row = {"step": step, "loss": round(sums[1] / songs, 7), "lr": rate,
                "grad_norm": round(norm.item(), 4),
                **{k: round(x / songs, 5) for k, x in zip(extras, sums[5:])},
                "songs_per_s": round(songs / seconds, 3),
@@ -106,18 +107,18 @@ class Tracker:
                **({"mfu": round(sums[3] / seconds / self.rate, 4)} if self.rate else {}),
                "loss_by_time": [round(x / n, 5) if n else None for x, n in zip(losses, counts)],
                "broken": int(sums[4])}
-        self.clear(step)
         self.row(row)
 
     def stop(self, step: int, bad: list[int]) -> None:
         """Leave the songs of the steps that went wrong, and end the run."""
-        path = self.cfg.out / f"stopped-rank{self.processes.rank}.json"
         songs = [{"step": number, "ids": ids, "loss": outputs["loss"].tolist()}
                  for number, outputs, ids in self.noted if number in bad]
-        with replacing(path) as file:
-            file.write_text(json.dumps(songs, indent=1))
-        raise UserError(f"{self.cfg.out}: the loss is not finite or above --max-loss {self.cfg.max_loss} "
-                        f"before step {step}; the songs are in {path.name}; not saved")
+        if songs:
+            with replacing(self.cfg.out / f"stopped-rank{self.processes.rank}.json") as file:
+                file.write_text(json.dumps(songs, indent=1))
+        raise UserError(f"{self.cfg.out}: up to step {step} a loss is not finite, or above --max-loss "
+                        f"{self.cfg.max_loss}, or a gradient is not finite; the songs are in "
+                        "stopped-rank*.json; not saved")
 
     def row(self, row: dict) -> None:
         """Tell a row: {"step", ...}. Validation losses come as rows of their own."""
@@ -160,16 +161,17 @@ class Tracker:
 class Listener:
     """Sings one song of the shards with each checkpoint, beside what its recording is decoded to.
 
-    Args: shards, of which the first song is taken; silence latent (C,).
-    Raises: UserError for a decoder that does not fit, or a first song that is broken.
+    Args: shards, of which the first song is taken that is whole; silence latent (C,).
+    Raises: UserError for a decoder that does not fit, one of READ_ERRORS for words that cannot be shown.
     """
 
     def __init__(self, cfg: TrainConfig, preset: Preset, shards: Shards, silence: Tensor,
                  device: torch.device):
         self.folder, self.preset, self.device = cfg.out / "samples", preset, device
         self.codec = make_codec(preset.codec, cfg.vae, device)
-        item = shards[0, 0]
-        words = [{"word": word["phoneme"]} | word for word in json.loads(shards.read(0, "json"))["word"]]
+        song, item = next((i, item) for i, item in enumerate(shards[i, 0] for i in range(len(shards)))
+                          if not item["broken"])
+        words = [{"word": word["phoneme"]} | word for word in json.loads(shards.read(song, "json"))["word"]]
         self.lyrics = formats.parse(json.dumps(words), "json", item["id"])
         self.frames = len(item["latents"])
         self.batch = collate([item], silence, preset)

@@ -12,10 +12,10 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import glob
 import itertools
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ import tracker
 from cli import find, parse, pick_device, preset_to_json, run
 from config import (AVERAGED, CONFIG, PHONEMIZER, PRESETS, READ_ERRORS, RECIPES, SILENCE, STYLES, WEIGHTS,
                     DataSettings, Preset, TrainConfig, UserError)
-from data import Batch, Shards, collate, expand, load
+from data import Batch, Shards, collate, expand, in_place, load
 from hub import fetch
 from model import DiT, drop, flow_loss, load_weights
 from phonemes import SymbolTable, load_phonemizer
@@ -69,7 +69,7 @@ def song_draws(seeds: list[int], latents: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 class FlowObjective(nn.Module):
-    """The flow-matching loss of a batch: what DDP and FSDP wrap. train_dpo.py has another one."""
+    """The flow-matching loss of a batch: what DDP and FSDP wrap."""
 
     def __init__(self, model: DiT, cfg: TrainConfig):
         super().__init__()
@@ -155,7 +155,7 @@ class Trainer:
         """Mean loss over held-out batches; of each, so many songs count. Their seeds never change."""
         sums = torch.zeros(2, dtype=torch.float64)
         for batch, count in batches:
-            sums += torch.tensor([self.compute(batch)["loss"][:count].double().sum(), count])
+            sums += torch.tensor([self.compute(batch)["loss"][:count].cpu().double().sum(), count])
         total, songs = self.processes.sum(sums).tolist()
         return total / songs
 
@@ -190,6 +190,7 @@ class Trainer:
         """
         try:
             state = json.loads((folder / STATE).read_text())
+            done, places = state["step"], state["places"]
             self.compare(state["config"], folder)
             optimizer, rng = (torch.load(folder / name, weights_only=True, map_location="cpu")
                               for name in (OPTIMIZER, RNG))
@@ -203,16 +204,20 @@ class Trainer:
             raise
         except (*READ_ERRORS, SafetensorError) as e:
             raise UserError(f"{folder}: not a checkpoint: {' '.join(str(e).split())[:120]}") from None
-        self.done = state["step"]
+        self.done = done
         if len(rng) == self.processes.world:
             torch.set_rng_state(rng[self.processes.rank])
-        return state["places"]
+        return places
 
     def compare(self, then: dict, folder: Path) -> None:
         """Raise UserError if a checkpoint's settings would make this another run."""
         now = json.loads(json.dumps(dataclasses.asdict(self.cfg), default=str))
+        then, now = ({**made, **{f"data.{name}": value for name, value in made["data"].items()}}
+                     for made in (then, now))
         for name in ("preset", "max_frames", "lr", "warmup", "weight_decay", "clip", "ema", "drop_style",
-                     "drop_text", "drop_per_batch", "bf16", "seed"):
+                     "drop_text", "drop_per_batch", "bf16", "seed", "data.ids", "data.min_duration",
+                     "data.resample_duration", "data.from_start", "data.style_index", "data.replacement",
+                     "data.bucket", "data.window"):
             if then[name] != now[name]:
                 raise UserError(f"{folder}: was made with --{name.replace('_', '-')} {then[name]}, "
                                 f"not {now[name]}; use another --out")
@@ -258,9 +263,14 @@ def fit(trainer: Trainer, preset: Preset, stream: Iterator[Batch], held_out: lis
             folder = trainer.save(preset)
             if listener:
                 listener.sing(folder)
+        if last or step % cfg.log_every == 0 or step % cfg.save_every == 0:
+            log.clear(step)
         if last:
             break
     log.close()
+    if not trainer.done:
+        raise UserError(f"--data.shards {' '.join(cfg.data.shards)}: fewer songs than a step's "
+                        f"{cfg.accumulate} batches of {cfg.batch}")
 
 
 def check(cfg: TrainConfig, processes: Processes) -> None:
@@ -268,9 +278,10 @@ def check(cfg: TrainConfig, processes: Processes) -> None:
     if cfg.preset not in PRESETS:
         raise UserError(f"--preset {cfg.preset}: expected one of {', '.join(PRESETS)}")
     least_of = {"batch": 1, "accumulate": 1, "steps": 1, "save_every": 1, "log_every": 1, "validate_every": 1,
-                "validation_songs": 1, "warmup": 0, "keep": 0, "seed": 0}
+                "validation_songs": 1, "warmup": 0, "keep": 0, "seed": 0, "lr": 0, "weight_decay": 0,
+                "clip": 1e-9, "max_loss": 0}
     for name, least in least_of.items():
-        if getattr(cfg, name) < least:
+        if not least <= getattr(cfg, name) < 2 ** 62:        # no number is not either
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected {least} or more")
     for name in ("ema", "decay", "drop_style", "drop_text"):
         if not 0 <= getattr(cfg, name) <= 1:
@@ -280,6 +291,8 @@ def check(cfg: TrainConfig, processes: Processes) -> None:
         raise UserError(f"--max-frames {cfg.max_frames}: expected 1 to {longest}")
     if cfg.fsdp and processes.world == 1:
         raise UserError("--fsdp: shares out a model over processes; start them with torchrun")
+    if processes.world > 1 and ":" in cfg.device:
+        raise UserError(f"--device {cfg.device}: processes would share it; expected auto, cuda or cpu")
     tracker.check(cfg)
 
 
@@ -305,26 +318,35 @@ def assets_of(cfg: TrainConfig, preset: Preset) -> tuple[SymbolTable, Tensor]:
 
 def fresh_model(cfg: TrainConfig, preset: Preset) -> DiT:
     """A model with random weights by the seed, or with those of --init-from. Raises: UserError."""
+    given = cfg.init_from and find(cfg.init_from)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         model = DiT(preset.model)
-    if cfg.init_from:
+    if given:
         try:
-            load_weights(model, load_file(cfg.init_from), str(cfg.init_from))
+            load_weights(model, load_file(given), str(given))
         except (OSError, SafetensorError) as e:
             raise UserError(f"--init-from {cfg.init_from}: {e}") from None
     return model
 
 
-def starting_point(cfg: TrainConfig) -> Path | None:
-    """The checkpoint that --resume means. Raises: UserError if there is none, or one too many."""
-    if cfg.resume not in ("auto", "none"):
-        if not checkpoint.whole(Path(cfg.resume)):
-            raise UserError(f"--resume {cfg.resume}: no whole checkpoint; expected auto, none or its folder")
-        return Path(cfg.resume)
+def starting_point(cfg: TrainConfig, processes: Processes) -> Path | None:
+    """The checkpoint that --resume means: a named one while --out has none of its own.
+
+    Raises: UserError if there is none, or one too many, or if processes see different ones.
+    """
     found = checkpoint.newest(cfg.out)
-    if found and cfg.resume == "none":
+    if cfg.resume == "none" and found:
         raise UserError(f"--resume none: {found} is there; use another --out")
+    if cfg.resume not in ("auto", "none"):
+        named = Path(cfg.resume)
+        if not checkpoint.whole(named):
+            raise UserError(f"--resume {cfg.resume}: no whole checkpoint; expected auto, none or its folder")
+        if named.resolve().parent == cfg.out.resolve() and named.resolve() != found.resolve():
+            raise UserError(f"--resume {cfg.resume}: {found} is newer; use another --out")
+        found = found or named
+    if len(set(processes.gather(found and found.name))) > 1:
+        raise UserError(f"--out {cfg.out}: processes see different checkpoints; expected a folder of all")
     return found
 
 
@@ -348,21 +370,26 @@ def held_out_batches(shards: Shards, cfg: TrainConfig, silence: Tensor, preset: 
 
 def listener_of(cfg: TrainConfig, preset: Preset, data: DataSettings, table: SymbolTable, silence: Tensor,
                 device: torch.device) -> tracker.Listener | None:
-    """Who sings at each checkpoint, if anybody can."""
+    """Who sings at each checkpoint, if anybody can; a run does not end for want of a song."""
     if not cfg.listen:
         return None
     if preset.codec.kind != "mel" and cfg.vae is None:
         print("no --vae: checkpoints come without a song", flush=True)
         return None
-    if not all(map(os.path.isfile, expand(data.shards, data.pipe))):
-        print("no --validation files: checkpoints come without a song", flush=True)
+    first = expand(data.shards, cfg.data.pipe)[0]            # one shard: the others need not be indexed
+    try:
+        if not in_place(first):
+            raise UserError(f"{first} is streamed; --validation shards may be files")
+        shards = Shards(dataclasses.replace(data, shards=(glob.escape(first),)), preset, table)
+        return tracker.Listener(cfg, preset, shards, silence, device)
+    except READ_ERRORS as e:
+        print(f"checkpoints come without a song: {' '.join(str(e).split())[:200]}", flush=True)
         return None
-    return tracker.Listener(cfg, preset, Shards(data, preset, table), silence, device)
 
 
 def train(cfg: TrainConfig) -> None:
     """Train by flow matching."""
-    processes = Processes()
+    processes = Processes(hours=1)                           # one that hangs is given up, and restarted
     work(cfg, processes)
     processes.close()                                        # nothing is left that exchanges gradients
 
@@ -387,8 +414,9 @@ def work(cfg: TrainConfig, processes: Processes) -> None:
     """This process's part of training."""
     device, preset, table, silence = begin(cfg, processes)
     objective = functools.partial(FlowObjective, cfg=cfg)
-    trainer = Trainer(cfg, fresh_model(cfg, preset).to(device), objective, processes, device)
-    found = starting_point(cfg)
+    found = starting_point(cfg, processes)
+    fresh = fresh_model(dataclasses.replace(cfg, init_from=None) if found else cfg, preset)
+    trainer = Trainer(cfg, fresh.to(device), objective, processes, device)
     places = trainer.resume(found) if found else None
     held_out, listener = [], None
     validation = DataSettings(cfg.validation or cfg.data.shards, from_start=True, style_index=0)

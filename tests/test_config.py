@@ -14,12 +14,12 @@ import config
 from cli import parse, preset_from_json, preset_to_json, read_json, replacing, run, settings_of
 from config import PRESETS, BenchConfig, CodecConfig, Guidance, ModelConfig, Preset, SampleConfig, TrainConfig
 from config import AlignConfig, AlignSettings, CheckConfig, ConvertConfig, PlanConfig, PlanSettings
-from config import DataSettings, InspectConfig, PrepareConfig, ReadSettings, UserError, ValidateConfig
-from config import argument, setting
+from config import DataSettings, EvaluateConfig, InspectConfig, PrepareConfig, ReadSettings, UserError
+from config import ValidateConfig, argument, setting
 
 MODULES = ["config", "cli", "audio", "hub", "manifest", "model", "vae", "spoken", "phonemes", "lyrics",
            "formats", "plan", "karaoke", "align", "style", "data", "prepare", "processes", "checkpoint",
-           "tracker", "train", "sample", "bench"]
+           "tracker", "train", "sample", "bench", "evaluate"]
 # Which names hold an object of a settings class; a read of such a name's attribute is a use of the setting.
 HOLDERS = {SampleConfig: {"cfg"}, TrainConfig: {"cfg"}, BenchConfig: {"cfg"},
            DataSettings: {"data"}, ModelConfig: {"config", "model"}, CodecConfig: {"config", "codec", "c"},
@@ -28,6 +28,7 @@ FILES = {SampleConfig: ["sample", "hub", "manifest"], TrainConfig: ["train", "tr
          BenchConfig: ["bench"], DataSettings: ["data"]}
 for cls in (ReadSettings, PlanConfig, CheckConfig, ConvertConfig, AlignConfig):
     HOLDERS[cls], FILES[cls] = {"cfg"}, ["lyrics"]
+HOLDERS[EvaluateConfig], FILES[EvaluateConfig] = {"cfg"}, ["evaluate", "hub"]
 for cls in (PrepareConfig, InspectConfig, ValidateConfig):
     HOLDERS[cls], FILES[cls] = {"cfg"}, ["prepare", "hub"]
 for cls in (PlanSettings, AlignSettings):
@@ -81,7 +82,7 @@ def test_positions_and_short_names():
     got = parse(More, "", ["a.txt", "-o", "b", "--count", "5"])
     assert got == More(given=Path("a.txt"), out=Path("b"), count=5)
     assert "arguments are required: given" in mistake(parse, More, "", [])
-    assert "unknown setting b" in mistake(parse, More, "", ["a", "b"])
+    assert "b: no setting before it" in mistake(parse, More, "", ["a", "b"])
 
 
 def test_defaults():
@@ -115,7 +116,7 @@ def test_guidance_none_can_be_asked_for():
     (["--cuont", "3"], ["unknown setting --cuont", "did you mean --count?"]),
     (["--longname=3"], ["did you mean --long-name?"]), (["--long_name", "3"], ["did you mean --long-name?"]),
     (["--coun", "3"], ["did you mean --count?"]), (["--zzz"], ["unknown setting --zzz", "--name, --count"]),
-    (["word"], ["unknown setting word"]), (["--count"], ["--count", "expected one argument"]),
+    (["word"], ["word: no setting before it"]), (["--count"], ["--count", "expected one argument"]),
     (["--count", "1.5"], ["--count 1.5: expected whole number"]),
     (["--count", "none"], ["expected whole number"]),
     (["--rate", "fast"], ["--rate fast: expected number"]), (["--flag", "yes"], ["expected true or false"]),
@@ -175,7 +176,8 @@ def test_mistakes_in_a_config_file(content, fragments, file):
 
 
 @pytest.mark.parametrize("cls", [SampleConfig, TrainConfig, BenchConfig, PlanConfig, CheckConfig,
-                                 ConvertConfig, AlignConfig, PrepareConfig, InspectConfig, ValidateConfig])
+                                 ConvertConfig, AlignConfig, PrepareConfig, InspectConfig, ValidateConfig,
+                                 EvaluateConfig])
 def test_help_names_every_setting(cls, capsys, monkeypatch):
     """Help that drifts from the settings, or dies on a percent sign."""
     monkeypatch.setenv("COLUMNS", "500")

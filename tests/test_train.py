@@ -160,6 +160,9 @@ def test_published_recipes():
     assert (pretrain.max_frames, pretrain.gradient_checkpointing) == (2000, False)
     assert (sft.max_frames, sft.gradient_checkpointing) == (None, True)
     assert PRESETS["jam-0.5"].model.max_frames == 5000
+    dpo = RECIPES["dpo"]
+    assert (dpo.lr, dpo.warmup, dpo.steps, dpo.batch, dpo.accumulate) == (5e-7, 1000, 20_000, 1, 4)
+    assert (dpo.clip, dpo.save_every, dpo.log_every, dpo.gradient_checkpointing) == (10, 100, 8, True)
     got = parse(TrainConfig, "", ["--config", "pretrain", "--data.shards", "a.tar", "--lr", "1"], RECIPES)
     data = dataclasses.replace(pretrain.data, shards=("a.tar",))
     assert got == dataclasses.replace(pretrain, lr=1.0, data=data)
@@ -296,7 +299,7 @@ def test_two_ranks_are_one_of_double_batch(cfg, tmp_path, fsdp):
     for other in (two, parts):
         for a, b in zip(rows(one), rows(other), strict=True):
             for name in {"loss", "validation_loss", "grad_norm"} & a.keys():
-                assert a[name] == pytest.approx(b[name], abs=2e-5), name
+                assert a[name] == pytest.approx(b[name], abs=1e-5 if "loss" in name else 1e-3), name
     weights = [load_file(c.out / "last" / AVERAGED) for c in (one, two, parts)]
     assert all(torch.allclose(w[k], weights[0][k], atol=1e-5) for w in weights for k in w)
 
@@ -408,6 +411,7 @@ def test_a_broken_checkpoint_is_named(cfg, content):
 @pytest.mark.parametrize("change, fragment", [
     ({"seed": 1}, "was made with --seed 0, not 1"), ({"ema": 0.0}, "was made with --ema 0.999, not 0.0"),
     ({"resume": "none"}, "step-000002 is there; use another --out"),
+    ({"data": DataSettings(("x.tar",), bucket=2)}, "was made with --data.bucket 1, not 2"),
     ({"resume": "no/such"}, "--resume no/such: no whole checkpoint")])
 def test_what_does_not_resume(cfg, change, fragment):
     """Going on with other settings would silently be another run."""
@@ -424,6 +428,25 @@ def test_resume_from_a_named_checkpoint(cfg, tmp_path):
     train(branch)
     assert equal(cfg.out / "last", branch.out / "last")
     assert [row["step"] for row in rows(branch)] == [3, 4]
+    train(dataclasses.replace(branch, steps=5))              # the same command again: from its own newest
+    assert [row["step"] for row in rows(branch)] == [3, 4, 5]
+    with pytest.raises(UserError, match="step-000004 is newer; use another --out"):
+        train(dataclasses.replace(cfg, resume=str(cfg.out / "step-000002")))
+
+
+def test_ranks_with_folders_of_their_own(cfg, tmp_path):
+    """Ranks that go on from different checkpoints would average two models without a word."""
+    train(dataclasses.replace(cfg, steps=2))
+    started = start(cfg, 2, apart)
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [2, 2]
+    assert "processes see different checkpoints" in Path(f"{cfg.out}.0.txt").read_text()
+
+
+def apart(cfg: TrainConfig) -> None:
+    """Rank 1 looks for checkpoints elsewhere."""
+    train(dataclasses.replace(cfg, out=cfg.out.with_name("other")) if os.environ["RANK"] == "1" else cfg)
 
 
 # What it does
@@ -481,15 +504,31 @@ def test_a_loss_that_explodes(cfg, monkeypatch):
         made = forward(self, batch, seeds)
         return made | {"loss": made["loss"] * (float("nan") if self.training else 1)}
     monkeypatch.setattr(FlowObjective, "forward", poisoned)
-    with pytest.raises(UserError, match="loss is not finite or above --max-loss 100.0 before step 3"):
+    with pytest.raises(UserError, match="up to step 3 a loss is not finite, or above --max-loss 100.0"):
         train(cfg)
     stopped = json.loads((cfg.out / "stopped-rank0.json").read_text())
     assert [entry["step"] for entry in stopped] == [3] and len(stopped[0]["ids"]) == 3
     assert "songs-0.tar" in stopped[0]["ids"][0]
     assert [p.name for p in checkpoint.existing(cfg.out)] == ["step-000002"]
     monkeypatch.setattr(FlowObjective, "forward", forward)
-    with pytest.raises(UserError, match="above --max-loss 0.01 "):
+    with pytest.raises(UserError, match="above --max-loss 0.01"):
         train(dataclasses.replace(cfg, max_loss=0.01))
+
+
+def test_a_gradient_that_is_none(cfg, monkeypatch):
+    """A finite loss with a NaN gradient, at a step that is saved: each restart would go on from NaN."""
+    forward = FlowObjective.forward
+
+    def poisoned(self, batch, seeds):
+        made = forward(self, batch, seeds)
+        made["loss"].register_hook(lambda gradient: gradient * float("nan"))
+        return made
+    train(dataclasses.replace(cfg, steps=1, save_every=1))
+    monkeypatch.setattr(FlowObjective, "forward", poisoned)
+    with pytest.raises(UserError, match="up to step 2 .*a gradient is not finite"):
+        train(dataclasses.replace(cfg, steps=2))
+    assert [p.name for p in checkpoint.existing(cfg.out)] == ["step-000001"]
+    assert json.loads((cfg.out / "stopped-rank0.json").read_text())[0]["step"] == 2
 
 
 def test_curves_and_songs(cfg, tmp_path, monkeypatch):
@@ -532,7 +571,27 @@ def test_a_checkpoint_sings(cfg, tmp_path, monkeypatch):
         f"transformer.{name}" for name, _ in DiT(config.PRESETS["tiny"].model).named_parameters()}
 
 
+@pytest.mark.parametrize("words, picture", [
+    ([{"start": 0.5, "end": 0.1, "phoneme": "a", "word": "late"}], False), ([], True),
+    ([{"start": 0.1, "end": 0.5, "phoneme": "həloʊ"}], True)])
+def test_a_run_does_not_end_for_want_of_a_song(cfg, tmp_path, shard, words, picture, capsys):
+    """Words that training takes but that cannot be shown; a first song that is broken; streams."""
+    other = tmp_path / "other.tar"
+    with tarfile.open(shard) as old, tarfile.open(other, "w") as new:
+        for member in old:
+            data = old.extractfile(member).read()
+            data = b"{" if member.name == "000.json" else data
+            data = json.dumps({"word": words}).encode() if member.name == "001.json" else data
+            member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+    train(dataclasses.replace(cfg, data=DataSettings((str(other),), workers=0, max_broken=0.5), listen=True,
+                              steps=1))
+    assert (cfg.out / "samples" / "step-000001.png").exists() == picture
+    assert ("come without a song" in capsys.readouterr().out) != picture
+
+
 @pytest.mark.parametrize("change, fragment", [
+    ({"lr": -1.0}, "--lr -1.0: expected 0"), ({"clip": float("nan")}, "--clip nan: expected"),
     ({"preset": "none"}, "--preset none: expected one of"), ({"log_every": 0}, "--log-every 0: expected 1"),
     ({"data": DataSettings(("no/such.tar",))}, "no/such.tar"), ({"ema": 1.5}, "--ema 1.5: expected 0 to 1"),
     ({"out": BABY / CONFIG}, "File exists"), ({"assets": ROOT}, "phonemizer.pt: no such file"),
@@ -550,5 +609,5 @@ def test_command_line(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "train.py", "--config", "pretain"], cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == ("error: --config pretain: expected pretrain, sft, baby-pretrain, baby-sft, "
+    assert done.stderr == ("error: --config pretain: expected pretrain, sft, dpo, baby-pretrain, baby-sft, "
                            "or a JSON or YAML file\n")
