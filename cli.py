@@ -173,6 +173,19 @@ def parse(cls: type, doc: str, argv: list[str] | None = None,
     return assemble(cls, values)
 
 
+def command(script: str, doc: str, commands: dict[str, tuple[type, Callable]],
+            argv: list[str] | None = None) -> None:
+    """Run one of a script's commands, each a settings class and what to do with its settings."""
+    args = sys.argv[1:] if argv is None else argv
+    if args and args[0] in ("-h", "--help"):
+        print(doc)
+    elif not args or args[0] not in commands:
+        raise UserError(f"{script} {' '.join(args[:1])}: expected {', '.join(commands)}, and then --help")
+    else:
+        cls, work = commands[args[0]]
+        work(parse(cls, cls.__doc__, args[1:]))
+
+
 def typed(values: dict[str, object], kinds: dict[str, object], place: Callable[[str], str]) -> dict:
     """Texts, or values of a file, as the types of their settings. Raises: UserError, with the place."""
     made = {}

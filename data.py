@@ -631,13 +631,15 @@ def counted(batches: Iterator[Batch], share: float) -> Iterator[Batch]:
 
 
 def load(data: DataSettings, preset: Preset, table: SymbolTable, silence: Tensor, batch: int, seed: int,
-         rank: int = 0, world: int = 1, places: list[dict] | None = None) -> Iterator[Batch]:
-    """Batches for one of `world` training processes, without end (but of standard input).
+         share: tuple[int, int] = (0, 1), places: list[dict] | None = None) -> Iterator[Batch]:
+    """Batches for one training process, without end (but of standard input).
 
-    Args: silence (C,), which songs are padded with; batch, songs of each; places, the last Batch.place of
-        every rank, to go on from: with the same settings, exactly as if there had been no break.
+    Args: share, its rank and how many there are; silence (C,), which songs are padded with; batch, songs of
+        each; places, the last Batch.place of every rank, to go on from: with the same settings, exactly as
+        if there had been no break.
     Raises: UserError, also while it is read, if there are no songs or too many broken ones.
     """
+    rank, world = share
     sources = expand(data.shards, data.pipe)
     put_together = functools.partial(together, silence=silence, preset=preset)
     local = all(map(in_place, sources))

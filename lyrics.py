@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cli import find, parse, read_text, replacing, run
+from cli import command, find, read_text, replacing, run
 from config import PRESETS, AlignConfig, CheckConfig, ConvertConfig, PlanConfig, UserError
 from phonemes import CELLS_PER_FRAME, CONSONANT_S, DIPHTHONGS, PUNCTUATION, VOWELS, Phonemizer, SymbolTable
 from phonemes import load_phonemizer, sung_spans
@@ -438,14 +438,7 @@ COMMANDS = {"plan": (PlanConfig, plan_command), "check": (CheckConfig, check_com
 
 def main(argv: list[str] | None = None) -> None:
     """Run one of COMMANDS."""
-    args = sys.argv[1:] if argv is None else argv
-    if not args or args[0] not in COMMANDS:
-        if args and args[0] in ("-h", "--help"):
-            print(__doc__)
-            return
-        raise UserError(f"lyrics.py {' '.join(args[:1])}: expected {', '.join(COMMANDS)}, and then --help")
-    config, command = COMMANDS[args[0]]
-    command(parse(config, config.__doc__, args[1:]))
+    command("lyrics.py", __doc__, COMMANDS, argv)
 
 
 if __name__ == "__main__":

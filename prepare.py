@@ -38,7 +38,7 @@ import audio
 import formats
 import karaoke
 from align import LISTENERS, SEPARATOR, align, silent
-from cli import find, parse, pick_device, replacing
+from cli import command, find, pick_device, replacing
 from config import PHONEMIZER, PRESETS, READ_ERRORS, SILENCE, STYLES, AlignSettings, CodecConfig
 from config import InspectConfig, PrepareConfig, Preset, SampleConfig, UserError, ValidateConfig
 from data import expand, named, read_song, read_tar
@@ -551,11 +551,4 @@ COMMANDS = {"prepare": (PrepareConfig, prepare), "inspect": (InspectConfig, insp
 
 def main(argv: list[str] | None = None) -> None:
     """Run one of COMMANDS."""
-    args = sys.argv[1:] if argv is None else argv
-    if not args or args[0] not in COMMANDS:
-        if args and args[0] in ("-h", "--help"):
-            print(__doc__)
-            return
-        raise UserError(f"data.py {' '.join(args[:1])}: expected {', '.join(COMMANDS)}, and then --help")
-    config, command = COMMANDS[args[0]]
-    command(parse(config, config.__doc__, args[1:]))
+    command("data.py", __doc__, COMMANDS, argv)

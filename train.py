@@ -425,8 +425,8 @@ def work(cfg: TrainConfig, processes: Processes) -> None:
         held_out = held_out_batches(shards, cfg, silence, preset, processes)
     if processes.main:
         listener = listener_of(cfg, preset, validation, table, silence, device)
-    stream = load(cfg.data, preset, table, silence, cfg.batch, cfg.seed, processes.rank, processes.world,
-                  places)
+    share = (processes.rank, processes.world)
+    stream = load(cfg.data, preset, table, silence, cfg.batch, cfg.seed, share, places)
     fit(trainer, preset, stream, held_out, listener)
 
 

@@ -394,7 +394,7 @@ def test_too_many_broken_in_the_index(tmp_path):
 # Order of local files
 
 def load_of(data: DataSettings, batch=2, seed=0, rank=0, world=1, places=None):
-    return load(data, PRESET, TABLE, torch.zeros(2), batch, seed, rank, world, places)
+    return load(data, PRESET, TABLE, torch.zeros(2), batch, seed, (rank, world), places)
 
 
 def source(path: object) -> str:

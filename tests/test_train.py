@@ -237,7 +237,7 @@ def test_k_steps_and_the_rest_are_all(cfg, tmp_path, k):
     assert not [p for p in whole.out.iterdir() if p.name.startswith(".")]
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_killed_run_goes_on(cfg, tmp_path, world):
     """SIGKILL at any moment: the checkpoint on disk is whole and the run ends with the same bits."""
     kills(cfg, tmp_path, world, 1)
@@ -312,6 +312,19 @@ def test_other_numbers_of_ranks_go_on(cfg, tmp_path):
     whole = dataclasses.replace(cfg, out=tmp_path / "whole", batch=6)
     train(whole)
     assert losses(cfg) == pytest.approx(losses(whole), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_shares_of_fsdp_go_on(cfg, tmp_path):
+    """Shared-out weights, averages or optimizer states that come back as another process's."""
+    cfg = dataclasses.replace(cfg, fsdp=True, accumulate=2)
+    run(dataclasses.replace(cfg, steps=2), 2)
+    run(cfg, 2)
+    whole = dataclasses.replace(cfg, out=tmp_path / "whole")
+    run(whole, 2)
+    assert losses(cfg) == losses(whole)
+    for name in (WEIGHTS, AVERAGED):
+        assert same(load_file(cfg.out / "last" / name), load_file(whole.out / "last" / name))
 
 
 @pytest.mark.slow
