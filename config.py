@@ -339,6 +339,18 @@ class TrainConfig:
     wandb_mode: str = setting("online", "online or offline")
 
 
+@dataclass(frozen=True)
+class DPOConfig(TrainConfig):
+    """Align a model with pairs of a better and a worse song."""
+    pairs: tuple[str, ...] = setting((), "JSON list of {win_latent, loss_latent, transcription, style"
+                                         "[, gt_latent]}; again for more; --validation takes such, too")
+    vae_sampled: bool = setting(False, "latents are posteriors (2C, frames), not generated ones (frames, C)")
+    beta: float = setting(2000.0, "how strongly the model is held to the reference")
+    sft: str = setting("none", "flow matching beside it: none, win (on winners), gt (on ground truth)")
+    sft_weight: float = setting(0.2, "its weight")
+    reference_dtype: str = setting("float32", "of the frozen reference: float32, or bfloat16, half as large")
+
+
 # Starting points for `--config NAME`. Source of the first three: the published templates of JAM-0.5, which
 # need not equal the paper's runs. The templates' duration rules need a list: see --data.ids.
 _published = dict(preset="jam-0.5", data=DataSettings(shards=(), replacement=True), batch=4, lr=7.5e-5,
@@ -347,9 +359,9 @@ _published = dict(preset="jam-0.5", data=DataSettings(shards=(), replacement=Tru
 RECIPES = {
     "pretrain": TrainConfig(**_published, max_frames=2000, out=Path("runs/pretrain")),
     "sft": TrainConfig(**_published, gradient_checkpointing=True, out=Path("runs/sft")),
-    "dpo": TrainConfig(**_published | {
+    "dpo": DPOConfig(**_published | {
         "batch": 1, "accumulate": 4, "lr": 5e-7, "warmup": 1000, "steps": 20_000, "save_every": 100,
-        "log_every": 8, "gradient_checkpointing": True, "out": Path("runs/dpo")}),
+        "log_every": 8, "gradient_checkpointing": True, "listen": False, "out": Path("runs/dpo")}),
     "baby-pretrain": TrainConfig(data=DataSettings(bucket=8, workers=1)),
     "baby-sft": TrainConfig(data=DataSettings(bucket=8, workers=1), out=Path("runs/baby-sft"), steps=300,
                             lr=1e-4, warmup=30, decay=1.0, init_from=Path("weights/baby/model.safetensors")),

@@ -124,6 +124,21 @@ def together(items: list[dict], silence: Tensor, preset: Preset, broken: tuple[s
 
 # A song's files
 
+def words_of(content: dict) -> list[tuple[float, float, str]]:
+    """The words (start, end, phoneme) of a song's JSON. Raises: one of READ_ERRORS if it is another form."""
+    words = []
+    for i, word in enumerate(content["word"], 1):
+        try:
+            start, end, phoneme = word["start"], word["end"], word["phoneme"]
+            valid = math.isfinite(start) and math.isfinite(end) and isinstance(phoneme, str)
+        except (KeyError, TypeError, OverflowError):
+            valid = False
+        if not valid:
+            raise ValueError(f"word {i}: expected start, end and phoneme")
+        words.append((start, end, phoneme))
+    return words
+
+
 def read_song(parts: dict[str, bytes], preset: Preset) -> tuple[Tensor, Tensor, list]:
     """A song's posterior (2C, frames), style (E,) or (n, E), and words (start, end, phoneme), from the bytes
     of its files.
@@ -143,17 +158,7 @@ def read_song(parts: dict[str, bytes], preset: Preset) -> tuple[Tensor, Tensor, 
             raise ValueError(f"{name}: infinite, or not a number")
     if posterior[channels:].min() < 0:
         raise ValueError("latent: a standard deviation below 0")
-    words = []
-    for i, word in enumerate(json.loads(parts["json"])["word"], 1):
-        try:
-            start, end, phoneme = word["start"], word["end"], word["phoneme"]
-            valid = math.isfinite(start) and math.isfinite(end) and isinstance(phoneme, str)
-        except (KeyError, TypeError, OverflowError):
-            valid = False
-        if not valid:
-            raise ValueError(f"word {i}: expected start, end and phoneme")
-        words.append((start, end, phoneme))
-    return posterior, style, words
+    return posterior, style, words_of(json.loads(parts["json"]))
 
 
 def read_item(parts: dict[str, bytes], seed: int, data: DataSettings, preset: Preset,

@@ -18,7 +18,12 @@ class Processes:
             ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
         if self.world > 1:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=hours))
+            timeout = datetime.timedelta(hours=hours)
+            # torchrun keeps its store when it starts all anew: the addresses in it are of those that died.
+            store = next(torch.distributed.rendezvous("env://", self.rank, self.world, timeout=timeout))[0]
+            store = torch.distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            torch.distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.world,
+                                                 timeout=timeout)
 
     @property
     def main(self) -> bool:

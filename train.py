@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as sharded
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
 
 import checkpoint
 import tracker
 from cli import find, parse, pick_device, preset_to_json, run
 from config import (AVERAGED, CONFIG, PHONEMIZER, PRESETS, READ_ERRORS, RECIPES, SILENCE, STYLES, WEIGHTS,
                     DataSettings, Preset, TrainConfig, UserError)
-from data import Batch, Shards, collate, expand, in_place, load
+from data import Batch, Shards, expand, in_place, load, together
 from hub import fetch
 from model import DiT, drop, flow_loss, load_weights
 from phonemes import SymbolTable, load_phonemizer
@@ -350,7 +351,7 @@ def starting_point(cfg: TrainConfig, processes: Processes) -> Path | None:
     return found
 
 
-def held_out_batches(shards: Shards, cfg: TrainConfig, silence: Tensor, preset: Preset,
+def held_out_batches(shards: Dataset, cfg: TrainConfig, put_together: Callable[[list[dict]], Batch],
                      processes: Processes) -> list[tuple[Batch, int]]:
     """This process's part of the first validation songs, each batch with how many of it count.
 
@@ -361,10 +362,8 @@ def held_out_batches(shards: Shards, cfg: TrainConfig, silence: Tensor, preset: 
                    * cfg.batch * processes.world, cfg.batch * processes.world)
     made = []
     for start in starts:
-        numbers = [min(i, songs - 1) for i in range(start, start + cfg.batch)]
-        items = [shards[i, i] for i in numbers]
-        made.append((Batch(collate(items, silence, preset), numbers, [item["id"] for item in items], [], {}),
-                     min(max(songs - start, 0), cfg.batch)))
+        items = [shards[i, i] for i in (min(i, songs - 1) for i in range(start, start + cfg.batch))]
+        made.append((put_together(items), min(max(songs - start, 0), cfg.batch)))
     return made
 
 
@@ -422,7 +421,8 @@ def work(cfg: TrainConfig, processes: Processes) -> None:
     validation = DataSettings(cfg.validation or cfg.data.shards, from_start=True, style_index=0)
     if cfg.validation:
         shards = Shards(validation, preset, table, strict=True)
-        held_out = held_out_batches(shards, cfg, silence, preset, processes)
+        put_together = functools.partial(together, silence=silence, preset=preset)
+        held_out = held_out_batches(shards, cfg, put_together, processes)
     if processes.main:
         listener = listener_of(cfg, preset, validation, table, silence, device)
     share = (processes.rank, processes.world)
@@ -432,7 +432,8 @@ def work(cfg: TrainConfig, processes: Processes) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Train as the command line says."""
-    train(parse(TrainConfig, __doc__.splitlines()[0], argv, RECIPES))
+    recipes = {name: recipe for name, recipe in RECIPES.items() if type(recipe) is TrainConfig}
+    train(parse(TrainConfig, __doc__.splitlines()[0], argv, recipes))
 
 
 if __name__ == "__main__":

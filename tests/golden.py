@@ -11,12 +11,13 @@ import zlib
 import torch
 from torch import Tensor, nn
 
-from config import CodecConfig, Guidance, ModelConfig, Preset
+from config import CodecConfig, DPOConfig, Guidance, ModelConfig, Preset
 from data import collate as put_together
 from data import conditions
 from model import DiT, drop, flow_loss, load_weights, time_grid
 from model import sample as sample_latents
 from phonemes import SymbolTable
+from train_dpo import PreferenceObjective
 from vae import Oobleck, fit
 
 SCALARS = ("start_time", "duration_abs", "duration_rel")
@@ -74,6 +75,16 @@ def sample(model: nn.Module, inputs: dict, steps: int, mode: str, weights: tuple
 def train_loss(model: nn.Module, inputs: dict, drop_text: bool, drop_style: bool) -> Tensor:
     return flow_loss(model, inputs["x1"], inputs["x0"], inputs["time"],
                      condition(model, inputs, drop_text, drop_style)).mean()
+
+
+def dpo(model: nn.Module, reference: nn.Module, inputs: dict, beta: float, sft: str) -> dict[str, Tensor]:
+    """The preference loss of inputs as in e_dpo_inputs: loss, total, inside (B,), accuracy."""
+    batch = {"latents": inputs["win"], "loser": inputs["lose"], "truth": inputs["gt"],
+             "phonemes": inputs["text"], "style": inputs["style_prompt"], **{k: inputs[k] for k in SCALARS}}
+    objective = PreferenceObjective(model, reference, DPOConfig(beta=beta, sft=sft))
+    made = objective.losses(batch, inputs["x0"], inputs["time"])
+    return {"loss": made["dpo_loss"].mean(), "total": made["loss"].mean(), "inside": made["inside"],
+            "accuracy": made["accuracy"].mean()}
 
 
 def jam_preset(max_frames: int, filler: str) -> Preset:

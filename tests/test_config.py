@@ -14,12 +14,12 @@ import config
 from cli import parse, preset_from_json, preset_to_json, read_json, replacing, run, settings_of
 from config import PRESETS, BenchConfig, CodecConfig, Guidance, ModelConfig, Preset, SampleConfig, TrainConfig
 from config import AlignConfig, AlignSettings, CheckConfig, ConvertConfig, PlanConfig, PlanSettings
-from config import DataSettings, EvaluateConfig, InspectConfig, PrepareConfig, ReadSettings, UserError
-from config import ValidateConfig, argument, setting
+from config import DataSettings, DPOConfig, EvaluateConfig, InspectConfig, PrepareConfig, ReadSettings
+from config import UserError, ValidateConfig, argument, setting
 
 MODULES = ["config", "cli", "audio", "hub", "manifest", "model", "vae", "spoken", "phonemes", "lyrics",
            "formats", "plan", "karaoke", "align", "style", "data", "prepare", "processes", "checkpoint",
-           "tracker", "train", "sample", "bench", "evaluate"]
+           "tracker", "train", "train_dpo", "sample", "bench", "evaluate"]
 # Which names hold an object of a settings class; a read of such a name's attribute is a use of the setting.
 HOLDERS = {SampleConfig: {"cfg"}, TrainConfig: {"cfg"}, BenchConfig: {"cfg"},
            DataSettings: {"data"}, ModelConfig: {"config", "model"}, CodecConfig: {"config", "codec", "c"},
@@ -28,6 +28,7 @@ FILES = {SampleConfig: ["sample", "hub", "manifest"], TrainConfig: ["train", "tr
          BenchConfig: ["bench"], DataSettings: ["data"]}
 for cls in (ReadSettings, PlanConfig, CheckConfig, ConvertConfig, AlignConfig):
     HOLDERS[cls], FILES[cls] = {"cfg"}, ["lyrics"]
+HOLDERS[DPOConfig], FILES[DPOConfig] = {"cfg"}, ["train_dpo"]
 HOLDERS[EvaluateConfig], FILES[EvaluateConfig] = {"cfg"}, ["evaluate", "hub"]
 for cls in (PrepareConfig, InspectConfig, ValidateConfig):
     HOLDERS[cls], FILES[cls] = {"cfg"}, ["prepare", "hub"]
@@ -175,7 +176,7 @@ def test_mistakes_in_a_config_file(content, fragments, file):
     assert all(fragment in text for fragment in fragments), text
 
 
-@pytest.mark.parametrize("cls", [SampleConfig, TrainConfig, BenchConfig, PlanConfig, CheckConfig,
+@pytest.mark.parametrize("cls", [SampleConfig, TrainConfig, DPOConfig, BenchConfig, PlanConfig, CheckConfig,
                                  ConvertConfig, AlignConfig, PrepareConfig, InspectConfig, ValidateConfig,
                                  EvaluateConfig])
 def test_help_names_every_setting(cls, capsys, monkeypatch):

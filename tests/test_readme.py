@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from cli import settings_of
-from config import BenchConfig, EvaluateConfig, SampleConfig, TrainConfig
+from config import BenchConfig, DPOConfig, EvaluateConfig, SampleConfig, TrainConfig
 from lyrics import COMMANDS as COMMANDS_OF_LYRICS
 from prepare import COMMANDS as COMMANDS_OF_DATA
 from sample import main
@@ -22,7 +22,8 @@ COMMANDS = [shlex.split(line) for kind, block in BLOCKS for line in block.splitl
 
 def flags_of(script):
     """The flags that a script knows."""
-    classes = {"sample.py": [SampleConfig], "train.py": [TrainConfig], "bench.py": [BenchConfig],
+    classes = {"sample.py": [SampleConfig], "train.py": [TrainConfig],
+               "train_dpo.py": [DPOConfig], "bench.py": [BenchConfig],
                "evaluate.py": [EvaluateConfig],
                "lyrics.py": [config for config, _ in COMMANDS_OF_LYRICS.values()],
                "data.py": [config for config, _ in COMMANDS_OF_DATA.values()]}
@@ -48,7 +49,7 @@ def test_commands_name_files_and_flags_that_exist(command):
 
 def test_flags_in_prose_exist():
     named = set(re.findall(r"`(--[\w.-]+)", README))
-    scripts = ("sample.py", "train.py", "bench.py", "lyrics.py", "data.py", "evaluate.py")
+    scripts = ("sample.py", "train.py", "train_dpo.py", "bench.py", "lyrics.py", "data.py", "evaluate.py")
     assert named and named <= set().union({"--max-restarts"}, *map(flags_of, scripts))
 
 

@@ -1,0 +1,159 @@
+"""train_dpo.py: the published loss in value and gradient, pairs good and bad, a run that learns."""
+
+import dataclasses
+import json
+import zlib
+
+import golden as names
+import pytest
+import torch
+from conftest import BABY
+from safetensors.torch import load_file, save_file
+
+import config
+from config import RECIPES, WEIGHTS, DPOConfig, UserError
+from model import DiT
+from processes import Processes
+from train_dpo import preference, work
+
+
+@pytest.mark.parametrize("sft", ["none", "win", "gt"])
+def test_golden_preference_loss(golden, sft):
+    """A sign, a factor of two, the reference's gradient, or another noise for the loser."""
+    want, inputs = golden("e_dpo.json"), golden("e_dpo_inputs.safetensors")
+    meta = golden("tiny_meta.json")
+    shapes = {key: entry["shape"] for key, entry in meta["weight_checks"].items()}
+    weights = names.rule_weights(shapes)
+    moved = {key: w + want["policy_noise_scale"] * torch.randn(
+        w.shape, generator=torch.Generator().manual_seed(zlib.crc32((key + "#policy").encode())))
+        for key, w in weights.items()}
+    reference, policy = (names.make_model(meta["config"], w) for w in (weights, moved))
+    case = want[f"sft_{sft}"]
+    made = names.dpo(policy, reference.requires_grad_(False), inputs, want["beta"], sft)
+    assert made["loss"].item() == pytest.approx(case["dpo_loss"], abs=2e-3)
+    assert made["total"].item() == pytest.approx(case["total"], abs=2e-3)
+    assert made["inside"].tolist() == pytest.approx(case["inside"], abs=5e-3)
+    assert made["accuracy"].item() == case["implicit_acc"]
+    made["total"].backward()
+    for name, parameter in policy.named_parameters():
+        norm = case["grad_norm"][f"transformer.{name}"]
+        assert parameter.grad.norm().item() == pytest.approx(norm, rel=5e-4, abs=1e-6), name
+    total = torch.stack([p.grad.norm() for p in policy.parameters()]).norm().item()
+    assert total == pytest.approx(case["total_grad_norm"], rel=5e-4)
+
+
+def test_preference_by_hand():
+    """log 2 where nothing is preferred; small where the winner has gained on the loser."""
+    zero = torch.zeros(2)
+    loss, inside = preference((zero, zero), (zero, zero), 2000)
+    assert loss.tolist() == pytest.approx([0.6931472] * 2) and inside.eq(0).all()
+    one = torch.ones(1)
+    loss, inside = preference((one, one + 0.01), (one, one), 2000)
+    assert inside.item() == pytest.approx(10, rel=1e-3) and loss.item() < 1e-4
+
+
+@pytest.fixture
+def cfg(tmp_path, tiny_preset, monkeypatch):
+    """Four pairs of unlike lengths: winners are what losers are not."""
+    monkeypatch.setitem(config.PRESETS, "tiny", tiny_preset)
+    rng, entries = torch.Generator().manual_seed(0), []
+    for i in range(4):
+        frames = 30 + 9 * i
+        song = torch.randn(1, 16, generator=rng).expand(frames, 16)
+        for name, value in (("win", song), ("lose", -song), ("gt", torch.cat([song.T, 0 * song.T]))):
+            torch.save(value.clone(), tmp_path / f"{name}{i}.pt")
+        torch.save(torch.eye(2, 16)[i % 2].clone(), tmp_path / f"style{i}.pt")
+        words = {"word": [{"start": 0.1, "end": 0.4, "phoneme": "a"}]}
+        (tmp_path / f"{i}.json").write_text(json.dumps(words))
+        entries.append({"win_latent": f"win{i}.pt", "loss_latent": f"lose{i}.pt", "gt_latent": f"gt{i}.pt",
+                        "transcription": f"{i}.json", "style": f"style{i}.pt"})
+    (tmp_path / "pairs.json").write_text(json.dumps(entries))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file({f"transformer.{k}": v for k, v in DiT(tiny_preset.model).state_dict().items()},
+                  tmp_path / "start.safetensors")
+    return DPOConfig(preset="tiny", assets=BABY, pairs=(str(tmp_path / "pairs.json"),), steps=30, batch=2,
+                     init_from=tmp_path / "start.safetensors", out=tmp_path / "run", lr=1e-3, warmup=1,
+                     decay=0.0, bf16=False, beta=20.0, ema=0.0, log_every=10, save_every=100, listen=False,
+                     tensorboard=False, device="cpu")
+
+
+def train(cfg: DPOConfig) -> list[dict]:
+    work(cfg, Processes())
+    return [json.loads(line) for line in (cfg.out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("sft", ["none", "win", "gt"])
+def test_it_learns_what_is_preferred(cfg, sft):
+    """A frozen policy, a reference that moves along, or a loser that is preferred."""
+    rows = train(dataclasses.replace(cfg, sft=sft))
+    assert rows[0].keys() >= {"loss", "dpo_loss", "policy_loss", "reference_loss", "accuracy", "inside"}
+    assert rows[-1]["accuracy"] == 1 and rows[-1]["dpo_loss"] < 0.5 * rows[0]["dpo_loss"]
+    assert rows[-1]["inside"] > rows[0]["inside"] > 0
+    before, after = load_file(cfg.init_from), load_file(cfg.out / "last" / WEIGHTS)
+    assert before.keys() == after.keys() and any(not torch.equal(before[k], after[k]) for k in after)
+
+
+def test_it_begins_where_the_reference_is(cfg):
+    """Another noise for the reference: the argument would not be zero before the first step."""
+    row, = train(dataclasses.replace(cfg, steps=1, log_every=1))
+    assert row["dpo_loss"] == pytest.approx(0.6931472, abs=1e-5) and row["inside"] == 0
+    assert row["policy_loss"] == row["reference_loss"]
+
+
+def test_it_goes_on(cfg, tmp_path):
+    """The reference of a run that goes on is its first one, not its checkpoint."""
+    train(dataclasses.replace(cfg, steps=2))
+    train(dataclasses.replace(cfg, steps=4))
+    whole = dataclasses.replace(cfg, out=tmp_path / "whole", steps=4)
+    train(whole)
+    one, two = (load_file(c.out / "last" / WEIGHTS) for c in (cfg, whole))
+    assert all(torch.equal(one[k], two[k]) for k in two)
+
+
+def test_posteriors_and_held_out_pairs(cfg, tmp_path):
+    """Posteriors taken for latents; validation pairs that are not read."""
+    entries = json.loads((tmp_path / "pairs.json").read_text())
+    for entry in entries:
+        for key in ("win_latent", "loss_latent"):
+            x = torch.load(tmp_path / entry[key]).T
+            torch.save(torch.cat([x, torch.full_like(x, 0.1)]), tmp_path / entry[key])
+    rows = train(dataclasses.replace(cfg, vae_sampled=True, validation=cfg.pairs, steps=2, log_every=1,
+                                     reference_dtype="bfloat16"))
+    assert [row["step"] for row in rows] == [1, 2, 2] and rows[-1]["validation_loss"] > 0
+
+
+@pytest.mark.parametrize("change, fragment", [
+    ({"win_latent": "no.pt"}, "pair 2: win_latent no.pt: no such file"),
+    ({"style": None}, "pair 2: style is None; expected a path"),
+    ({"loss_latent": "lose3.pt"}, "pair 2: lengths win_latent 39, loss_latent 57 frames; expected equal"),
+    ({"win_latent": "gt1.pt"}, "pair 2: gt1.pt: (32, 39); expected (frames, 16)"),
+    ({"style": "win1.pt"}, ""), ({"transcription": "pairs.json"}, "pair 2: "),
+    ({"style": "1.json"}, "pair 2: ")])
+def test_bad_pairs(cfg, tmp_path, change, fragment):
+    """The original fails amid a run, or trains on a style that is none."""
+    entries = json.loads((tmp_path / "pairs.json").read_text())
+    entries[1] |= change
+    (tmp_path / "pairs.json").write_text(json.dumps(entries))
+    if change == {"style": "win1.pt"}:                       # several styles: the first
+        train(dataclasses.replace(cfg, steps=1))
+        return
+    with pytest.raises(UserError) as caught:
+        train(cfg)
+    assert fragment in str(caught.value) and str(tmp_path / "pairs.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("change, fragment", [
+    ({"sft": "all"}, "--sft all: expected one of none, win, gt"),
+    ({"init_from": None}, "--init-from: expected"),
+    ({"beta": 0.0}, "--beta 0.0"), ({"reference_dtype": "half"}, "--reference-dtype half: expected float32"),
+    ({"pairs": ()}, "--pairs: expected a JSON file"), ({"pairs": ("no.json",)}, "no.json: No such file")])
+def test_mistakes(cfg, change, fragment):
+    with pytest.raises(UserError, match=".") as caught:
+        train(dataclasses.replace(cfg, **change))
+    assert fragment in str(caught.value)
+
+
+def test_published_recipe():
+    dpo = RECIPES["dpo"]
+    assert (dpo.beta, dpo.sft_weight, dpo.lr, dpo.accumulate) == (2000, 0.2, 5e-7, 4)
