@@ -147,17 +147,12 @@ class PlanSettings:
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    """Sing words, with times or without: one song, or all songs of a manifest."""
-    lyrics: Path = setting(Path("examples/hello.json"), "plain text, or timed words (JSON, LRC, SRT, ASS...)")
+class SingSettings:
+    """How a model sings, and how its songs are chosen from."""
+    model: str = setting("baby", "baby, jam-0.5, a .safetensors file, or a folder with model.safetensors")
+    seed: int = setting(0, "same seed, same song")
     bpm: float = setting(PlanSettings.bpm, "beats a minute of lyrics without times")
     lexicon: Path | None = setting(None, "pronunciations of your own: lines of a word and its IPA or ARPAbet")
-    model: str = setting("baby", "baby, jam-0.5, a .safetensors file, or a folder with model.safetensors")
-    duration: float | None = setting(None, "length in seconds; default: half a second after the last word")
-    seed: int = setting(0, "same seed, same song")
-    out: Path = setting(Path("song.wav"), "result; .wav, .flac, .ogg or .mp3")
-    page: bool = setting(True, "write NAME.html, to hear and read the song, and NAME.png, its spectrogram")
-    batch_infer_num: int = setting(1, "variants of each song, with seeds counting up from --seed")
     # Style
     style: tuple[str, ...] | None = setting(
         None, "a style that the model names (baby: female, male), a sound file, or a saved vector (.npy, "
@@ -167,6 +162,7 @@ class SampleConfig:
     num_style_secs: float = setting(30.0, "seconds of a sound file that its style is taken from")
     style_start: float = setting(0.0, "second of the sound file where they begin")
     random_crop_style: bool = setting(False, "begin them anywhere, by --seed")
+    use_prompt_style: bool = setting(False, "style from a manifest's prompt_path, not its audio_path")
     ignore_style: bool = setting(False, "sing in the negative style")
     negative_style: str | None = setting(
         None, "what guidance leads away from: zeros, vocal, or a file; default: the model's preset")
@@ -179,12 +175,13 @@ class SampleConfig:
     sway: float | None = setting(None, "-1..0: more steps near the noise")
     device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
     dtype: str = setting("float32", "float32, as published, or bfloat16, half the memory")
-    # Many songs
-    manifest: Path | None = setting(
-        None, "JSON list of {id, audio_path, lrc_path, duration, prompt_path[, seed]}; needs --out-dir")
-    out_dir: Path | None = setting(None, "folder of a manifest's songs; finished ones are not made again")
-    format: str | None = setting(None, "wav, flac, ogg or mp3, of a manifest's songs; default: mp3")
-    use_prompt_style: bool = setting(False, "style from a manifest's prompt_path, not its audio_path")
+    # What songs are chosen by
+    scorer: str = setting("phonemes:1,timing:1", "phonemes, timing, style, audiobox, songeval, "
+                                                 "MODULE:FUNCTION, or a sum of them; see evaluate.py")
+    recogniser: str | None = setting(
+        None, "what listens for phonemes and timing: ear (songs of the embedded model) or wav2vec2 (real "
+        "songs); default: by the model's codec")
+    separate: bool = setting(True, "for wav2vec2: take the voice out of the mix first")
     # Where the parts of a model lie
     vae: str | None = setting(
         None, "decoder: diffrhythm, stable-audio, or a local file; default: diffrhythm where one is needed")
@@ -192,7 +189,35 @@ class SampleConfig:
     style_encoder: Path | None = setting(
         None, "folder with MuQ-MuLan-large, MuQ-large-msd-iter and xlm-roberta-base; default: the hub's")
     offline: bool = setting(False, "use what is on this machine only")
+
+
+@dataclass(frozen=True)
+class SampleConfig(SingSettings):
+    """Sing words, with times or without: one song, or all songs of a manifest."""
+    lyrics: Path = setting(Path("examples/hello.json"), "plain text, or timed words (JSON, LRC, SRT, ASS...)")
+    duration: float | None = setting(None, "length in seconds; default: half a second after the last word")
+    out: Path = setting(Path("song.wav"), "result; .wav, .flac, .ogg or .mp3")
+    page: bool = setting(True, "write NAME.html, to hear and read the song, and NAME.png, its spectrogram")
+    batch_infer_num: int = setting(1, "variants of each song, with seeds counting up from --seed")
+    best_of: int = setting(1, "candidates of each song, NAME-1, NAME-2..., with seeds counting up; the one "
+                              "that --scorer likes best is the song")
+    # Many songs
+    manifest: Path | None = setting(
+        None, "JSON list of {id, audio_path, lrc_path, duration, prompt_path[, seed]}; needs --out-dir")
+    out_dir: Path | None = setting(None, "folder of a manifest's songs; finished ones are not made again")
+    format: str | None = setting(None, "wav, flac, ogg or mp3, of a manifest's songs; default: mp3")
     doctor: bool = setting(False, "list all assets, versions and devices, and what is missing; sing nothing")
+
+
+@dataclass(frozen=True)
+class PairsConfig(SingSettings):
+    """Let a model sing each prompt several times, and pair its best song with its worst."""
+    manifest: Path = setting(Path("prompts.json"), "prompts: a manifest as sample.py takes it; an entry may "
+                                                   "have gt_latent, the posterior of a true song")
+    out: Path = setting(Path("pairs"), "folder; round-N/pairs.json in it is what train_dpo.py takes")
+    round: int = setting(1, "of several; each has seeds of its own")
+    candidates: int = setting(4, "songs of each prompt, 2 or more")
+    margin: float = setting(0.0, "a pair's scores differ by more than this; prompts without are left out")
 
 
 @dataclass(frozen=True)
@@ -302,7 +327,8 @@ class TrainConfig:
         "each checkpoint gets copies; default: weights/PRESET, or what the hub has")
     out: Path = setting(Path("runs/baby"), "folder of checkpoints, log and samples")
     resume: str = setting("auto", "auto: go on from --out's newest whole checkpoint; none; or a checkpoint")
-    init_from: Path | None = setting(None, "start from these weights (.safetensors), not from fresh ones")
+    init_from: Path | None = setting(
+        None, "start from these weights (.safetensors, or a model's folder), not from fresh ones")
     # Steps
     steps: int = setting(3000, "optimizer steps in all")
     batch: int = setting(8, "songs that one process computes at once")
@@ -348,7 +374,8 @@ class DPOConfig(TrainConfig):
     beta: float = setting(2000.0, "how strongly the model is held to the reference")
     sft: str = setting("none", "flow matching beside it: none, win (on winners), gt (on ground truth)")
     sft_weight: float = setting(0.2, "its weight")
-    reference_dtype: str = setting("float32", "of the frozen reference: float32, or bfloat16, half as large")
+    reference: str = setting("float32", "the frozen reference: float32; bfloat16, half as large; or "
+                                        "precomputed: its losses alone are kept, worked out before the run")
 
 
 # Starting points for `--config NAME`. Source of the first three: the published templates of JAM-0.5, which
@@ -364,7 +391,10 @@ RECIPES = {
         "log_every": 8, "gradient_checkpointing": True, "listen": False, "out": Path("runs/dpo")}),
     "baby-pretrain": TrainConfig(data=DataSettings(bucket=8, workers=1)),
     "baby-sft": TrainConfig(data=DataSettings(bucket=8, workers=1), out=Path("runs/baby-sft"), steps=300,
-                            lr=1e-4, warmup=30, decay=1.0, init_from=Path("weights/baby/model.safetensors")),
+                            lr=1e-4, warmup=30, decay=1.0, init_from=Path("weights/baby")),
+    "baby-dpo": DPOConfig(out=Path("runs/baby-dpo"), steps=200, lr=1e-5, warmup=20, decay=1.0, ema=0.0,
+                          sft="win", save_every=50, log_every=10, listen=False,
+                          init_from=Path("weights/baby")),
 }
 
 

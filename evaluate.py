@@ -402,8 +402,8 @@ def scorer_of(text: str, cfg: EvaluateConfig | None = None, recogniser: Recognis
         rate; timing, less the mean over words of the onset error in s, half a second at most and for a
         missing word; style, the cosine of MuQ-MuLan's vectors of song and style; audiobox, the mean of
         audiobox_aesthetics' four axes; songeval, that of SongEval's five; or MODULE:FUNCTION, your own.
-    Raises: UserError for an unknown name, and for one whose library is not installed. The function raises
-        what reading the song does, and ValueError for a number that is not finite.
+    Raises: UserError for an unknown name, and for one whose library is not installed; so does the function
+        for a song that it cannot read, and for a number that is not finite.
     """
     cfg = cfg or EvaluateConfig(songs=Path())
     parts = [weighted(part.strip()) for part in text.split(",")]
@@ -413,11 +413,17 @@ def scorer_of(text: str, cfg: EvaluateConfig | None = None, recogniser: Recognis
     own = {name: outside_scorer(name, cfg) for name, _ in parts if name not in HEARD}
 
     def score(path: Path, record: dict) -> float:
-        row = measures(*read_wave(path), record, recogniser) if heard else {}
-        value = sum(weight * float(heard[name](row) if name in heard else own[name](path, record))
-                    for name, weight in parts)
+        try:
+            row = measures(*read_wave(path), record, recogniser) if heard else {}
+            value = sum(weight * float(heard[name](row) if name in heard else own[name](path, record))
+                        for name, weight in parts)
+        except UserError:
+            raise
+        except READ_ERRORS as e:
+            raise UserError(f"{path}: --scorer {text}: {type(e).__name__}: "
+                            f"{' '.join(str(e).split())[:200]}") from None
         if not math.isfinite(value):
-            raise ValueError(f"{path}: {text} is {value}; expected a finite number")
+            raise UserError(f"{path}: --scorer {text} is {value}; expected a finite number")
         return value
 
     return score
@@ -440,6 +446,7 @@ def outside_scorer(name: str, cfg: EvaluateConfig) -> Callable[[Path, dict], flo
             return lambda path, record: np.mean([*songeval.evaluate_song(str(path)).values()])
         module, colon, function = name.partition(":")
         if colon:
+            sys.path.append(os.getcwd())                     # where it may lie
             return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as e:
         raise UserError(f"--scorer {name}: {e}") from None
@@ -549,7 +556,6 @@ def report(rows: list[dict], totals: dict[str, dict[str, float]], folder: Path) 
 def main(argv: list[str] | None = None) -> None:
     """Evaluate a folder's songs."""
     cfg = parse(EvaluateConfig, __doc__.splitlines()[0], argv)
-    sys.path.append(os.getcwd())                             # where a scorer of one's own may lie
     recogniser = recogniser_of(cfg)
     scorers = {text: scorer_of(text, cfg, recogniser) for text in cfg.scorer or ()}
     rows, embeddings = evaluated(cfg.songs, cfg, recogniser, scorers)

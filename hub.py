@@ -288,6 +288,12 @@ def beside(weights: Path | str, name: str) -> Path | None:
     return path if path and path.is_file() else None
 
 
+def weights_in(folder: Path) -> Path:
+    """The weights in a model's folder; of a checkpoint the averaged ones, which sing better."""
+    averaged = folder / AVERAGED
+    return averaged if averaged.is_file() else folder / WEIGHTS
+
+
 def choose_model(cfg: SampleConfig) -> tuple[Preset, Path | str]:
     """The preset and weights that --model names. Raises: UserError."""
     if cfg.model == "jam-0.5":
@@ -300,8 +306,7 @@ def choose_model(cfg: SampleConfig) -> tuple[Preset, Path | str]:
         for name in (WEIGHTS, CONFIG):
             if not (path / name).is_file():
                 raise UserError(f"--model {cfg.model}: there is no {name} in this folder")
-        averaged = (path / AVERAGED).is_file()               # of a checkpoint: they sing better
-        return preset_from_json(path / CONFIG), path / (AVERAGED if averaged else WEIGHTS)
+        return preset_from_json(path / CONFIG), weights_in(path)
     if path.suffix == ".safetensors" and path.is_file():
         config = beside(path, CONFIG)
         own = config is not None and "codec" in read_json(config)        # the hub's own files know no codec

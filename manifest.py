@@ -2,8 +2,9 @@
 
 A manifest is a JSON list of {"id", "lrc_path", "duration", "audio_path", "prompt_path"}, the published form:
 lyrics, seconds, and the sound file or the text that the style is taken from. "seed" and "style" (a name, a
-vector or a sound file) may be given as well. Paths are relative to the manifest or to the working directory,
-whichever exists. Read `song_of`, then `Outputs`, then `Report`; sample.py makes the songs.
+vector or a sound file) may be given as well, and "gt_latent", which pairs.py hands on. Paths are relative to
+the manifest or to the working directory, whichever exists. Read `song_of`, then `Outputs`,
+then `Report`; sample.py makes the songs.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from config import SampleConfig, UserError
 from processes import Processes
 from style import weighted
 
-KEYS = ("id", "lrc_path", "duration", "audio_path", "prompt_path", "seed", "style")
+KEYS = ("id", "lrc_path", "duration", "audio_path", "prompt_path", "seed", "style", "gt_latent")
 FOLDERS = ("generated", "generated_orig", "cfm_latents")     # songs, in full length, their latents
 LONGEST_ID = 200               # bytes of a file's name, to which endings are added
 LONGEST_S = 1e6                # of a song that is worth a number
@@ -34,12 +35,14 @@ class Song:
     seed: int
 
 
-def names_of(song_id: str, variants: int) -> list[str]:
-    """What the files of a song's variants are called: NAME, NAME-2, NAME-3..."""
+def names_of(song_id: str, variants: int, best_of: int = 1) -> list[str]:
+    """What the files of a song's variants are called: NAME, NAME-2, NAME-3...; of candidates NAME-1..."""
+    if best_of > 1:
+        return [f"{song_id}-{i}" for i in range(1, best_of + 1)]
     return [song_id if i == 1 else f"{song_id}-{i}" for i in range(1, variants + 1)]
 
 
-def read_manifest(path: Path, variants: int) -> list[tuple[str, object]]:
+def read_manifest(path: Path, variants: int = 1, best_of: int = 1) -> list[tuple[str, object]]:
     """The entries of a manifest under their ids, not yet checked.
 
     Raises: UserError if it is no list, or two songs would have the same files.
@@ -51,7 +54,7 @@ def read_manifest(path: Path, variants: int) -> list[tuple[str, object]]:
     ids = [name if isinstance(name, str) and name else f"entry {i}" for i, name in enumerate(ids, 1)]
     taken: dict[str, int] = {}
     for i, song_id in enumerate(ids, 1):
-        for name in names_of(song_id, variants):
+        for name in {song_id, *names_of(song_id, variants, best_of)}:
             if taken.setdefault(name, i) != i:
                 raise UserError(f'{path}: entry {taken[name]} and entry {i} would both be "{name}"; '
                                 "give each song an id of its own")
@@ -67,7 +70,7 @@ def song_of(name: str, entry: object, cfg: SampleConfig) -> Song:
     unknown = sorted(entry.keys() - set(KEYS))
     if unknown:
         raise UserError(f"{where}: {unknown[0]} is unknown; known: {', '.join(KEYS)}")
-    for key in ("id", "lrc_path", "audio_path", "prompt_path", "style"):
+    for key in ("id", "lrc_path", "audio_path", "prompt_path", "style", "gt_latent"):
         value = entry.get(key)
         if key in ("id", "lrc_path") and value is None or value is not None and (
                 not isinstance(value, str) or not value):
@@ -156,15 +159,16 @@ class Outputs:
             return False
 
 
-def outputs_of(song: Song, cfg: SampleConfig) -> list[Outputs]:
-    """The files of each variant."""
+def outputs_of(song: Song, cfg: SampleConfig, candidates: bool = False) -> list[Outputs]:
+    """The files of each variant, or of each candidate."""
+    best_of = cfg.best_of if candidates else 1
     if cfg.out_dir is None:
         return [Outputs(cfg.out.with_name(name + cfg.out.suffix))
-                for name in names_of(cfg.out.stem, cfg.batch_infer_num)]
+                for name in names_of(cfg.out.stem, cfg.batch_infer_num, best_of)]
     songs, originals, latents = (cfg.out_dir / name for name in FOLDERS)
     ending = cfg.format or "mp3"
     return [Outputs(songs / f"{name}.{ending}", originals / f"{name}.{ending}", latents / f"{name}.pt")
-            for name in names_of(song.id, cfg.batch_infer_num)]
+            for name in names_of(song.id, cfg.batch_infer_num, best_of)]
 
 
 class Report:

@@ -1,11 +1,13 @@
-"""Recordings with lyrics -> training shards, and what is in shards; data.py's three commands.
+"""Recordings with lyrics -> training shards, and what is in shards; data.py's commands.
 
     python data.py prepare --songs DIR --out shards --style female
     python data.py inspect shards/songs-000000.tar --draw pictures
     python data.py validate shards
+    python data.py pairs --help
 
 Read `find_songs`, then `Maker` (a recording's words, latents and style), `write_shard` (a shard appears
 whole, or not at all), `prepare` (all shards, by torchrun on many processes); then `inspect`, `validate`.
+`pairs` is in pairs.py.
 
 Levels: latents of a mel codec are logarithms, which move with the level (12 dB by half of their deviation),
 and a model is to sing at one level. There a recording is scaled until its words have the RMS of the embedded
@@ -40,10 +42,11 @@ import karaoke
 from align import LISTENERS, SEPARATOR, align, silent
 from cli import command, find, pick_device, replacing
 from config import PHONEMIZER, PRESETS, READ_ERRORS, SILENCE, STYLES, AlignSettings, CodecConfig
-from config import InspectConfig, PrepareConfig, Preset, SampleConfig, UserError, ValidateConfig
+from config import InspectConfig, PairsConfig, PrepareConfig, Preset, SampleConfig, UserError, ValidateConfig
 from data import expand, named, read_song, read_tar
 from hub import ASSETS, choose_codec, encoder_folders, fetch, sha256
 from lyrics import OVERLAP_S, SOUNDLESS, Lyrics, Word, check, pronounce, reader
+from pairs import make_pairs
 from phonemes import CELLS_PER_FRAME, SymbolTable, load_phonemizer
 from processes import Processes
 from style import READERS, Crop, StyleEncoder, named_styles, read_clip, read_vector, style_vector
@@ -546,7 +549,7 @@ def wrong_words(words: list[tuple[float, float, str]], seconds: float,
 
 
 COMMANDS = {"prepare": (PrepareConfig, prepare), "inspect": (InspectConfig, inspect),
-            "validate": (ValidateConfig, validate)}
+            "validate": (ValidateConfig, validate), "pairs": (PairsConfig, make_pairs)}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,6 +16,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,9 @@ import formats
 import karaoke
 from audio import FORMATS, READABLE, master, write_wave
 from cli import find, parse, pick_device, read_json, read_text, replacing, run
-from config import GUIDANCE_WEIGHTS, Guidance, PlanSettings, Preset, SampleConfig, UserError
+from config import GUIDANCE_WEIGHTS, EvaluateConfig, Guidance, PlanSettings, Preset, SampleConfig, UserError
 from data import collate, conditions
+from evaluate import scorer_of
 from hub import ASSETS, ModelFiles, doctor, encoder_folders, fetch, locate, sha256
 from lyrics import Lyrics, Word, check, pronounce, reader
 from manifest import Outputs, Report, Song, outputs_of, read_manifest, song_of
@@ -124,12 +126,18 @@ class Arranger:
         style = self.negative[0] if self.cfg.ignore_style else style_vector(
             song.styles, song.texts, crop_of(self.cfg, song.seed), self.files.styles,
             self.preset.model.cond_dim, lambda: self.encoder)
-        frames = min(math.ceil(duration_s * self.frame_hz), self.preset.model.max_frames)
+        frames = frames_of(duration_s, self.preset)
         spoken = [(w.start, w.end, w.phoneme, [(p.text, p.start, p.end) for p in w.phones])
                   for w in lyrics.words]
         item, _ = conditions(spoken, frames, 0, self.preset, self.table)
         batch = collate([item | {"style": style, "frames": frames}], None, self.preset)
         return Score(song, lyrics, plan, batch, self.negative, duration_s)
+
+
+def frames_of(duration_s: float, preset: Preset) -> int:
+    """Latent frames of a song, without those that pad it."""
+    return min(math.ceil(duration_s * preset.codec.sample_rate_hz / preset.codec.hop),
+               preset.model.max_frames)
 
 
 def hundredths(word: Word) -> Word:
@@ -188,10 +196,12 @@ def crop_of(cfg: SampleConfig, seed: int) -> Crop:
 
 def validate(cfg: SampleConfig) -> None:
     """Raise UserError for settings that are out of their range or do not go together."""
-    if not 0 <= cfg.seed < 2 ** 63 - max(cfg.batch_infer_num, 0):
+    if not 0 <= cfg.seed < 2 ** 63 - max(cfg.batch_infer_num, cfg.best_of, 0):
         raise UserError(f"--seed {cfg.seed}: expected 0 to {2 ** 63 - 1}, of all variants")
     if cfg.batch_infer_num < 1:
         raise UserError(f"--batch-infer-num {cfg.batch_infer_num}: expected 1 or more variants")
+    if cfg.best_of < 1 or cfg.best_of > 1 < cfg.batch_infer_num:
+        raise UserError(f"--best-of {cfg.best_of}: expected 1 or more candidates, and no --batch-infer-num")
     crop_of(cfg, cfg.seed)
     if cfg.sway is not None and not -1 <= cfg.sway <= 0:
         raise UserError(f"--sway {cfg.sway}: expected -1 to 0")
@@ -215,7 +225,7 @@ def validate(cfg: SampleConfig) -> None:
 
 
 def resolve(cfg: SampleConfig, preset: Preset) -> SampleConfig:
-    """The settings with the preset's values where none were given.
+    """The settings with the model's values where none were given.
 
     Raises: UserError for a number of steps, a guidance mode, weight or range that is none.
     """
@@ -234,8 +244,9 @@ def resolve(cfg: SampleConfig, preset: Preset) -> SampleConfig:
     if len(bounds) != 2 or not bounds[0] <= bounds[1]:
         raise UserError(f"--guidance-range {bounds}: expected two flow times, the lower one first")
     negative = preset.negative_style if cfg.negative_style is None else cfg.negative_style
+    recogniser = cfg.recogniser or ("ear" if preset.codec.kind == "mel" else "wav2vec2")
     return dataclasses.replace(cfg, steps=steps, guidance=mode, guidance_weights=weights or None,
-                               guidance_range=bounds, negative_style=negative)
+                               guidance_range=bounds, negative_style=negative, recogniser=recogniser)
 
 
 def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig) -> dict:
@@ -276,47 +287,64 @@ def keep_edits(outputs: Outputs, plan: str | None) -> None:
         raise UserError(f"{outputs.plan}: was changed; sing it with --lyrics {outputs.plan}, or move it away")
 
 
-def sidecar(score: Score, request: dict, cfg: SampleConfig, outputs: Outputs, seconds: dict[str, float],
-            plan: str | None) -> str:
+def sidecar(score: Score, request: dict, cfg: SampleConfig, outputs: Outputs, **more: object) -> str:
     """The account of a song: everything needed to remake it; `--lyrics` and `--config` take it, too."""
     song = score.song
     settings = dataclasses.replace(
         cfg, lyrics=song.lyrics, style=song.styles or None, style_text=song.texts or None,
-        duration=score.duration_s, seed=request["seed"], out=outputs.song, batch_infer_num=1, manifest=None,
-        out_dir=None, format=None, use_prompt_style=False)
+        duration=score.duration_s, seed=request["seed"], out=outputs.song, batch_infer_num=1, best_of=1,
+        manifest=None, out_dir=None, format=None, use_prompt_style=False)
     lyrics = dataclasses.replace(score.lyrics, title=score.title)
     plain = lyrics.changed(lambda word: dataclasses.replace(word, phoneme=None))         # easier to read
     return json.dumps(json.loads(formats.write(plain, "jam")) | {
-        "word": [formats.word_json(word) for word in lyrics.words], "plan": plan,
+        "word": [formats.word_json(word) for word in lyrics.words],
         "id": song.id, "request": request, "settings": dataclasses.asdict(settings),
         "style": score.batch["style"][0].tolist(),
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, **more,
     }, default=str, ensure_ascii=False, indent=1)
 
 
-def sing(singer: Singer, score: Score, request: dict, cfg: SampleConfig, outputs: Outputs,
-         bars: bool) -> dict[str, float]:
-    """Sing one variant of a song and write its files, all or none. Returns the seconds of each stage."""
+@dataclass(frozen=True)
+class Performance:
+    """What was sung."""
+    latents: Tensor                  # (T, C)
+    wave: Tensor                     # (W, N), as long as it was sampled
+    seconds: dict[str, float]        # that each stage took
+
+
+def perform(singer: Singer, score: Score, seed: int, cfg: SampleConfig, bars: bool) -> Performance:
+    """Sing one variant of a song."""
     def bar(name, unit):
         return lambda steps: tqdm(steps, name, unit=unit, disable=not bars)
-    plan = formats.write(score.plan, "lrc") if score.plan else None
-    keep_edits(outputs, plan)
     rate_hz, began = singer.preset.codec.sample_rate_hz, time.perf_counter()
-    latents = singer.latents(score, request["seed"], cfg, bar("sampling", "step"))
+    latents = singer.latents(score, seed, cfg, bar("sampling", "step"))
     sampled = time.perf_counter()
     samples = round(score.duration_s * rate_hz)
     wave = master(singer.codec.decode(latents, bar("decoding", "part"))[0], rate_hz, samples)      # (W, N)
-    seconds = {"sample": sampled - began, "decode": time.perf_counter() - sampled}
+    return Performance(latents[0], wave,
+                       {"sample": sampled - began, "decode": time.perf_counter() - sampled})
+
+
+def plan_of(score: Score) -> str | None:
+    """The plan's file, of a song that was planned here."""
+    return formats.write(score.plan, "lrc") if score.plan else None
+
+
+def write(sung: Performance, score: Score, request: dict, cfg: SampleConfig, outputs: Outputs,
+          **more: object) -> None:
+    """Write a song's files, all or none; `more` goes into its account."""
+    rate_hz, plan = request["preset"]["codec"]["sample_rate_hz"], plan_of(score)
+    seconds = {name: round(value, 2) for name, value in sung.seconds.items()}
     with contextlib.ExitStack() as stack:                    # the account appears last: then all is there
         path = stack.enter_context(replacing(outputs.account))
-        path.write_text(sidecar(score, request, cfg, outputs, seconds, plan), encoding="utf-8",
-                        errors="backslashreplace")
+        path.write_text(sidecar(score, request, cfg, outputs, plan=plan, seconds=seconds, **more),
+                        encoding="utf-8", errors="backslashreplace")
         if outputs.latents:
-            torch.save(latents[0].clone(), stack.enter_context(replacing(outputs.latents)))
+            torch.save(sung.latents.clone(), stack.enter_context(replacing(outputs.latents)))
         if outputs.original:
-            write_wave(stack.enter_context(replacing(outputs.original)), wave, rate_hz, outputs.original)
-        path, wave = stack.enter_context(replacing(outputs.song)), wave[:, :samples]
+            write_wave(stack.enter_context(replacing(outputs.original)), sung.wave, rate_hz, outputs.original)
+        path, wave = stack.enter_context(replacing(outputs.song)), sung.wave[
+            :, :round(score.duration_s * rate_hz)]
         write_wave(path, wave, rate_hz, outputs.song)
         karaoke.tag(path, score.lyrics, score.title, seed=request["seed"], model=Path(cfg.model).name,
                     name=outputs.song)
@@ -327,7 +355,65 @@ def sing(singer: Singer, score: Score, request: dict, cfg: SampleConfig, outputs
         if plan:
             stack.enter_context(replacing(outputs.plan)).write_text(plan, encoding="utf-8")
         outputs.account.unlink(missing_ok=True)              # from here on the old files are replaced
-    return seconds
+
+
+def sing(singer: Singer, score: Score, request: dict, cfg: SampleConfig, outputs: Outputs,
+         bars: bool) -> Performance:
+    """Sing one variant of a song and write its files."""
+    keep_edits(outputs, plan_of(score))
+    sung = perform(singer, score, request["seed"], cfg, bars)
+    write(sung, score, request, cfg, outputs)
+    return sung
+
+
+Jobs = list[tuple[dict, Outputs]]    # the variants or the candidates of a song: requests and files
+
+
+def jobs_of(song: Song, files: ModelFiles, cfg: SampleConfig, first: int = 0) -> Jobs:
+    """What is sung for a song; its variants count from `first`."""
+    return [(request_of(song, first + i, files, cfg), outputs)
+            for i, outputs in enumerate(outputs_of(song, cfg, candidates=True))]
+
+
+def choosing(cfg: SampleConfig, device: torch.device) -> Callable[[Path, dict], float]:
+    """The scorer of --best-of. Raises: UserError if it cannot be had."""
+    return scorer_of(cfg.scorer, EvaluateConfig(
+        songs=Path(), recogniser=cfg.recogniser, separate=cfg.separate, style_encoder=cfg.style_encoder,
+        device=str(device), offline=cfg.offline))
+
+
+def sing_best(singer: Singer, score: Score, jobs: Jobs, cfg: SampleConfig, scorer: Callable,
+              bars: bool) -> tuple[dict, Outputs]:
+    """Sing the candidates that are not there, score all; the best one gets the song's own name, too.
+
+    Of equal ones the first is the best. Returns: its request and files.
+    """
+    [best], scores, leader = outputs_of(score.song, cfg), {}, None
+    keep_edits(best, plan_of(score))
+    bare, quick = dataclasses.replace(score, plan=None), dataclasses.replace(cfg, page=False)
+    for request, outputs in jobs:
+        sung = None if outputs.made(request, False) else sing(singer, bare, request, quick, outputs, bars)
+        value = scores[request["seed"]] = scorer(outputs.song, read_json(outputs.account))
+        print(f"{outputs.song}: {cfg.scorer} {value:.4f}", flush=True)
+        if leader is None or value > leader[0]:
+            leader = value, request, sung
+    _, request, sung = leader
+    sung = sung or perform(singer, score, request["seed"], cfg, bars)        # of an earlier run
+    write(sung, score, request, cfg, best, best_of={"by": [cfg.scorer, cfg.recogniser], "scores": scores})
+    return request, best
+
+
+def finished(song: Song, jobs: Jobs, cfg: SampleConfig) -> Jobs | None:
+    """What was asked for, if all of it is there; of candidates the one that was chosen."""
+    if cfg.best_of == 1:
+        return jobs if all(outputs.made(request, cfg.page) for request, outputs in jobs) else None
+    [best] = outputs_of(song, cfg)
+    if not all(outputs.made(request, False) for request, outputs in jobs):
+        return None
+    chosen = next(((request, best) for request, _ in jobs if best.made(request, cfg.page)), None)
+    how = chosen and read_json(best.account).get("best_of")
+    same = how and how["by"] == [cfg.scorer, cfg.recogniser] and len(how["scores"]) == cfg.best_of
+    return [chosen] if same else None
 
 
 def sing_one(cfg: SampleConfig, began: float) -> None:
@@ -336,12 +422,13 @@ def sing_one(cfg: SampleConfig, began: float) -> None:
         raise UserError("several processes make the songs of a --manifest; one song needs one")
     song = Song("", find(cfg.lyrics), cfg.style or (), cfg.style_text or (), cfg.duration, cfg.seed)
     inputs = [song.lyrics, *(Path(weighted(name, os.path.isfile)[0]) for name in song.styles)]
-    for outputs in outputs_of(song, cfg):
+    for outputs in dict.fromkeys([*outputs_of(song, cfg), *outputs_of(song, cfg, candidates=True)]):
         check_output(outputs.song, [*inputs, Path(cfg.negative_style or ""), Path(cfg.lexicon or "")])
     device, files = pick_device(cfg.device), locate(cfg)
     cfg = resolve(cfg, files.preset)
     if not song.styles and not song.texts and not cfg.ignore_style:
         song = dataclasses.replace(song, styles=default_style(files.styles))
+    scorer = choosing(cfg, device) if cfg.best_of > 1 else None
     score = Arranger(files, cfg, device).score(song)         # the style encoder is gone with its arranger
     gc.collect()
     for outputs in outputs_of(song, cfg):
@@ -351,9 +438,13 @@ def sing_one(cfg: SampleConfig, began: float) -> None:
     names = ", ".join([*song.styles, *song.texts]) or "ignored"
     print(f"seed {cfg.seed}, style {names}, {len(score.lyrics.words)} words in {score.duration_s:.2f} s, "
           f"on {device}")
-    load_s = time.perf_counter() - began
-    for i, outputs in enumerate(outputs_of(song, cfg)):
-        seconds = {"load": load_s} | sing(singer, score, request_of(song, i, files, cfg), cfg, outputs, True)
+    load_s, jobs = time.perf_counter() - began, jobs_of(song, files, cfg)
+    if scorer:
+        request, outputs = sing_best(singer, score, jobs, cfg, scorer, True)
+        print(f"the best of {cfg.best_of}: seed {request['seed']}\n{outputs.song.resolve()}")
+        return
+    for request, outputs in jobs:
+        seconds = {"load": load_s} | sing(singer, score, request, cfg, outputs, True).seconds
         total = sum(seconds.values())
         print(", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
               + f"; {total / score.duration_s:.2f} s per second of song; {peak_gib(device)}")
@@ -384,9 +475,11 @@ def reported(name: str, report: Report):
         report.add(name, "failed", error=text)
 
 
-def sing_many(cfg: SampleConfig) -> bool:
-    """Make a manifest's songs, this process its share of them. Returns whether all are there now."""
-    processes = Processes()
+def sing_many(cfg: SampleConfig, processes: Processes, first: int = 0) -> list[dict]:
+    """Make a manifest's songs, this process its share of them. Returns: what became of each.
+
+    Args: first, from which a song's variants count.
+    """
     if processes.local == 0:
         locate(cfg)                                          # one process of each machine downloads
     processes.wait()
@@ -394,17 +487,18 @@ def sing_many(cfg: SampleConfig) -> bool:
     if device.type == "cpu":      # sums depend on the number of threads; songs must not on that of processes
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))     # torchrun sets 1, too
     cfg, report, pending = resolve(cfg, files.preset), Report(cfg.out_dir, processes), []
-    entries = read_manifest(cfg.manifest, cfg.batch_infer_num)
+    entries = read_manifest(cfg.manifest, cfg.batch_infer_num, cfg.best_of)
     report.begin(cfg)
     for i, (name, entry) in enumerate(entries):              # every process looks at all: they have to agree
         mine = i % processes.world == processes.rank
         with reported(name, report) if mine else contextlib.suppress(*SONG_ERRORS):
             song = song_of(name, entry, cfg)
-            jobs = [(request_of(song, k, files, cfg), o) for k, o in enumerate(outputs_of(song, cfg))]
-            if not all(outputs.made(request, cfg.page) for request, outputs in jobs):
+            jobs = jobs_of(song, files, cfg, first)
+            there = finished(song, jobs, cfg)
+            if there is None:
                 pending.append((song, jobs))
             elif mine:
-                report.add(name, "finished", jobs)
+                report.add(name, "finished", there)
     processes.wait()
     arranger, scores = Arranger(files, cfg, device), []
     for song, jobs in pending[processes.rank::processes.world]:
@@ -413,18 +507,21 @@ def sing_many(cfg: SampleConfig) -> bool:
     del arranger                                             # and with it the style encoder
     gc.collect()
     singer = Singer(files, device, DTYPES[cfg.dtype]) if scores else None
+    scorer = choosing(cfg, device) if scores and cfg.best_of > 1 else None
     for score, jobs in scores:
         with reported(score.song.id, report):
-            for request, outputs in jobs:
-                if outputs.made(request, cfg.page):
-                    continue
-                seconds = sing(singer, score, request, cfg, outputs, processes.world == 1)
-                print(f"{score.song.id}: {score.duration_s:.1f} s of song in {sum(seconds.values()):.1f} s: "
-                      f"{outputs.song.resolve()}", flush=True)
+            began, bars = time.perf_counter(), processes.world == 1
+            if scorer:
+                jobs = [sing_best(singer, score, jobs, cfg, scorer, bars)]
+            else:
+                for request, outputs in jobs:
+                    if not outputs.made(request, cfg.page):
+                        sing(singer, score, request, cfg, outputs, bars)
+            more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+            print(f"{score.song.id}: {len(jobs)} x {score.duration_s:.1f} s of song in "
+                  f"{time.perf_counter() - began:.1f} s: {jobs[0][1].song.resolve()}{more}", flush=True)
             report.add(score.song.id, "made", jobs)
-    songs = report.merge([name for name, _ in entries])
-    processes.close()
-    return all(song["status"] != "failed" for song in songs)
+    return report.merge([name for name, _ in entries])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -436,7 +533,11 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(0 if doctor(cfg) else 1)
     if cfg.manifest is None:
         sing_one(cfg, began)
-    elif not sing_many(cfg):
+        return
+    processes = Processes()
+    songs = sing_many(cfg, processes)
+    processes.close()
+    if any(song["status"] == "failed" for song in songs):
         sys.exit(1)
 
 

@@ -18,8 +18,9 @@ import formats
 import karaoke
 from audio import write_wave
 from cli import replacing
-from config import AVERAGED, WEIGHTS, ModelConfig, Preset, TrainConfig, UserError
+from config import ModelConfig, Preset, TrainConfig, UserError
 from data import Batch, Shards, collate
+from hub import weights_in
 from model import flops, load_model, sample, time_grid
 from processes import Processes
 from vae import make_codec
@@ -85,7 +86,7 @@ class Tracker:
         if self.rate:
             self.work += len(batch.ids) * work_of(self.model, batch.tensors["latents"].shape[1])
 
-    def tell(self, step: int, rate: float, norm: Tensor) -> None:
+    def tell(self, step: int, rate: float, norms: dict[str, Tensor]) -> None:
         """Log the means since the last time. Raises: UserError if a step's loss is none, or too high."""
         values = {k: torch.cat([outputs[k] for _, outputs, _ in self.noted]).cpu() for k in self.noted[0][1]}
         bins = (values.pop("flow_time") * TIME_BINS).long()
@@ -95,12 +96,12 @@ class Tracker:
                 *((bins == i).sum() for i in range(TIME_BINS)),
                 *(loss[bins == i].sum() for i in range(TIME_BINS))]
         sums = self.processes.sum(torch.tensor([float(x) for x in sums], dtype=torch.float64)).tolist()
-        if sums[2] or not norm.isfinite():                   # then the weights are spoilt, on all processes
+        if sums[2] or not norms["grad_norm"].isfinite():     # then the weights are spoilt, on all processes
             self.stop(step, bad if sums[2] else [step])
         songs, seconds = sums[0], time.monotonic() - self.since
         counts, losses = sums[5 + len(extras):][:TIME_BINS], sums[5 + len(extras) + TIME_BINS:]
         row = {"step": step, "loss": round(sums[1] / songs, 7), "lr": rate,
-               "grad_norm": round(norm.item(), 4),
+               **{name: float(f"{norm.item():.4g}") for name, norm in norms.items()},
                **{k: round(x / songs, 5) for k, x in zip(extras, sums[5:])},
                "songs_per_s": round(songs / seconds, 3),
                "seconds_per_step": round(seconds / (step - self.last), 4),
@@ -146,6 +147,7 @@ class Tracker:
         left = int(row["seconds_per_step"] * (self.cfg.steps - row["step"]))
         parts += [f"loss {row['loss']:.4f}", f"lr {row['lr']:.2e}", f"grad {row['grad_norm']:7.3f}",
                   f"{row['songs_per_s']:7.2f} songs/s"]
+        parts += [f"accuracy {100 * row['accuracy']:.0f} %"] if "accuracy" in row else []
         parts += [f"mfu {100 * row['mfu']:.1f} %"] if "mfu" in row else []
         parts += [f"{row['broken']} broken"] * bool(row["broken"])
         return " | ".join([*parts, f"left {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"])
@@ -188,9 +190,7 @@ class Listener:
 
     def sing(self, checkpoint: Path) -> None:
         """Write samples/step-N.wav and .png."""
-        averaged = checkpoint / AVERAGED
-        model = load_model(averaged if averaged.exists() else checkpoint / WEIGHTS, self.preset.model,
-                           self.device)
+        model = load_model(weights_in(checkpoint), self.preset.model, self.device)
         batch = {k: v.to(self.device) for k, v in self.batch.items()}
         noise = torch.randn(batch["latents"].shape, generator=torch.Generator().manual_seed(0))
         negative = torch.zeros(1, self.preset.model.cond_dim, device=self.device)

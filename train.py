@@ -35,7 +35,7 @@ from cli import find, parse, pick_device, preset_to_json, run
 from config import (AVERAGED, CONFIG, PHONEMIZER, PRESETS, READ_ERRORS, RECIPES, SILENCE, STYLES, WEIGHTS,
                     DataSettings, Preset, TrainConfig, UserError)
 from data import Batch, Shards, expand, in_place, load, together
-from hub import fetch
+from hub import fetch, weights_in
 from model import DiT, drop, flow_loss, load_weights
 from phonemes import SymbolTable, load_phonemizer
 from processes import Processes
@@ -131,8 +131,11 @@ class Trainer:
             return self.objective.no_sync()
         return contextlib.nullcontext()
 
-    def step(self, batches: list[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """One optimizer step over this process's batches: what each gave, and the gradient's norm."""
+    def step(self, batches: list[Batch], measured: bool = False) -> tuple[list[dict], dict[str, Tensor]]:
+        """One optimizer step over this process's batches.
+
+        Returns: what each batch gave; L2 norms of the gradient and, if measured, of how the weights moved.
+        """
         outputs = []
         for i, batch in enumerate(batches, 1):
             with self.synchronized(i == len(batches)):
@@ -140,16 +143,22 @@ class Trainer:
                 (outputs[-1]["loss"].mean() / len(batches)).backward()
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.done, self.cfg)
-        norm = local(nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip), whole=True)
+        norms = {"grad_norm": local(nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip), whole=True)}
+        before = [local(p.detach()).clone() for p in self.parameters] if measured else []
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if measured:
+            moved = sum((local(p.detach()) - old).double().square().sum()
+                        for p, old in zip(self.parameters, before))
+            norms["update_norm"] = (self.processes.sum(moved) if self.cfg.fsdp else moved).sqrt()
+        del before
         self.done, self.place = self.done + 1, batches[-1].place
         if self.ema:
             # the average forgets its random start: early on it follows closely
             share = 1 - min(self.cfg.ema, (1 + self.done) / (10 + self.done))
             torch._foreach_lerp_([local(p) for p in self.ema.parameters()],
                                  [local(p.detach()) for p in self.model.parameters()], share)
-        return outputs, norm
+        return outputs, norms
 
     @torch.no_grad()
     def validate(self, batches: list[tuple[Batch, int]]) -> float:
@@ -218,8 +227,8 @@ class Trainer:
         for name in ("preset", "max_frames", "lr", "warmup", "weight_decay", "clip", "ema", "drop_style",
                      "drop_text", "drop_per_batch", "bf16", "seed", "data.ids", "data.min_duration",
                      "data.resample_duration", "data.from_start", "data.style_index", "data.replacement",
-                     "data.bucket", "data.window"):
-            if then[name] != now[name]:
+                     "data.bucket", "data.window", "beta", "sft", "sft_weight", "vae_sampled"):
+            if then.get(name) != now.get(name):              # the last four are those of train_dpo.py
                 raise UserError(f"{folder}: was made with --{name.replace('_', '-')} {then[name]}, "
                                 f"not {now[name]}; use another --out")
 
@@ -250,21 +259,21 @@ def fit(trainer: Trainer, preset: Preset, stream: Iterator[Batch], held_out: lis
               f"{trainer.device.type}, {trainer.processes.world * cfg.accumulate * cfg.batch} songs a step, "
               f"from step {trainer.done}", flush=True)
     for batches, last in grouped(stream, cfg.accumulate) if trainer.done < cfg.steps else ():
-        rate = rate_at(trainer.done, cfg)
-        outputs, norm = trainer.step(batches)
-        step = trainer.done
+        rate, step = rate_at(trainer.done, cfg), trainer.done + 1
         last = last or step == cfg.steps
+        telling = last or step % cfg.log_every == 0 or step % cfg.save_every == 0
+        outputs, norms = trainer.step(batches, telling)
         for batch, values in zip(batches, outputs):
             log.note(step, values, batch)
-        if last or step % cfg.log_every == 0 or step % cfg.save_every == 0:
-            log.tell(step, rate, norm)
+        if telling:
+            log.tell(step, rate, norms)
         if held_out and (last or step % cfg.validate_every == 0):
             log.row({"step": step, "validation_loss": round(trainer.validate(held_out), 5)})
         if last or step % cfg.save_every == 0:
             folder = trainer.save(preset)
             if listener:
                 listener.sing(folder)
-        if last or step % cfg.log_every == 0 or step % cfg.save_every == 0:
+        if telling:
             log.clear(step)
         if last:
             break
@@ -317,9 +326,15 @@ def assets_of(cfg: TrainConfig, preset: Preset) -> tuple[SymbolTable, Tensor]:
     return table, silence_of(preset.codec, lambda: silence if silence.is_file() else fetch("silence"))
 
 
+def given_weights(cfg: TrainConfig) -> Path | None:
+    """The file that --init-from means."""
+    path = cfg.init_from and find(cfg.init_from)
+    return weights_in(path) if path and path.is_dir() else path
+
+
 def fresh_model(cfg: TrainConfig, preset: Preset) -> DiT:
     """A model with random weights by the seed, or with those of --init-from. Raises: UserError."""
-    given = cfg.init_from and find(cfg.init_from)
+    given = given_weights(cfg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         model = DiT(preset.model)

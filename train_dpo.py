@@ -3,30 +3,37 @@
     torchrun --nproc_per_node=8 train_dpo.py --config dpo --init-from model.safetensors --pairs pairs.json
 
 Read `preference` (the loss), `PreferenceObjective` (both songs of a pair at the same noise and flow time,
-before the model that is trained and before a frozen one), then `Pairs`. The loop, its checkpoints and its log
-are those of train.py. Source: arXiv 2507.20880 and the published pairs format.
+before the model that is trained and before a frozen one), then `Pairs`, then `losses_before` (the frozen
+model's losses, worked out before the run). The loop, its checkpoints and its log are those of train.py.
+Source: arXiv 2507.20880 and the published pairs format; pairs.py makes such pairs.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cli import parse, read_json, run
+from cli import parse, read_json, replacing, run
 from config import READ_ERRORS, RECIPES, DPOConfig, Preset, UserError
 from data import Batch, collate, conditions, rounds, seeded, words_of
+from hub import sha256
 from model import DiT, flow_loss
 from phonemes import SymbolTable
 from processes import Processes
-from train import Trainer, begin, fit, fresh_model, held_out_batches, song_draws, starting_point
+from train import STATE, Trainer, begin, fit, fresh_model, given_weights, held_out_batches, song_draws
+from train import starting_point
 
 SFT = ("none", "win", "gt")
+REFERENCES = ("float32", "bfloat16", "precomputed")
+KEPT_EVERY = 2000              # pairs; then the losses that were worked out before the run are written
 KEYS = ("win_latent", "loss_latent", "transcription", "style", "gt_latent")
 
 
@@ -52,10 +59,13 @@ def losses_of(model: DiT, songs: list[Tensor], batch: dict[str, Tensor], x0: Ten
     return loss.split(len(x0))
 
 
+Losses = dict[int, tuple[float, float]]      # of winner and loser, by the seed of their draws
+
+
 class PreferenceObjective(nn.Module):
     """The DPO loss of a batch of pairs, perhaps with flow matching on winners or ground truth."""
 
-    def __init__(self, model: DiT, reference: DiT, cfg: DPOConfig):
+    def __init__(self, model: DiT, reference: DiT | Losses, cfg: DPOConfig):
         super().__init__()
         self.model, self.cfg = model, cfg
         self.frozen = [reference]                    # in a list, so that it is not trained, shared out, saved
@@ -63,19 +73,29 @@ class PreferenceObjective(nn.Module):
     def forward(self, batch: dict[str, Tensor], seeds: list[int]) -> dict[str, Tensor]:
         """Returns: what train.py logs, each (B,). Nothing is dropped."""
         x0, flow_time, _ = song_draws(seeds, batch["latents"])
-        return self.losses(batch, x0, flow_time)
+        if isinstance(self.frozen[0], dict):
+            known = torch.tensor([self.frozen[0][seed] for seed in seeds], device=x0.device)      # (B, 2)
+            return self.losses(batch, x0, flow_time, known.unbind(1))
+        return self.losses(batch, x0, flow_time, frozen_losses(self.frozen[0], batch, x0, flow_time))
 
-    def losses(self, batch: dict[str, Tensor], x0: Tensor, flow_time: Tensor) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Tensor], x0: Tensor, flow_time: Tensor,
+               reference: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """As `forward`; reference, the frozen model's losses of winners and losers, (B,) each."""
         pair = [batch["latents"], batch["loser"]]
         songs = [*pair, batch["truth"]] if self.cfg.sft == "gt" else pair
         policy = losses_of(self.model, songs, batch, x0, flow_time)
-        with torch.no_grad():
-            reference = losses_of(self.frozen[0], pair, batch, x0, flow_time)
         loss, inside = preference(policy[:2], reference, self.cfg.beta)
         kept = {"none": torch.zeros_like(loss), "win": policy[0], "gt": policy[-1]}[self.cfg.sft]
         return {"loss": loss + self.cfg.sft_weight * kept, "dpo_loss": loss, "inside": inside,
                 "accuracy": (inside > 0).float(), "policy_loss": (policy[0] + policy[1]) / 2,
                 "reference_loss": (reference[0] + reference[1]) / 2, "flow_time": flow_time}
+
+
+@torch.no_grad()
+def frozen_losses(reference: DiT, batch: dict[str, Tensor], x0: Tensor,
+                  flow_time: Tensor) -> tuple[Tensor, ...]:
+    """The flow losses (B,) of winners and of losers before the model that stays."""
+    return losses_of(reference, [batch["latents"], batch["loser"]], batch, x0, flow_time)
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -164,24 +184,72 @@ def together(items: list[dict], silence: Tensor, preset: Preset) -> Batch:
     return Batch(tensors, [item["seed"] for item in items], [item["id"] for item in items], [], {})
 
 
-def batches_of(pairs: Pairs, cfg: DPOConfig, put_together, share: tuple[int, int],
-               places: list[dict] | None) -> Iterator[Batch]:
-    """Endless batches for one training process, in an order that is a function of the seed."""
+def jobs_of(pairs: Pairs, cfg: DPOConfig, share: tuple[int, int],
+            places: list[dict] | None) -> Iterator[tuple[list, dict]]:
+    """The items of each batch of one training process, without end, and the place after it."""
     place = places[0] if places else {"epoch": 0, "songs": 0}
-    for jobs, after in rounds(functools.partial(pairs.order, cfg.seed), cfg.batch, *share, place):
-        yield dataclasses.replace(put_together([pairs[job] for job in jobs]), place=after)
+    return rounds(functools.partial(pairs.order, cfg.seed), cfg.batch, *share, place)
+
+
+def losses_before(model: DiT, batches: Iterable[tuple[list[int], Callable[[], Batch]]], made_of: list,
+                  path: Path, cfg: DPOConfig, device: torch.device) -> Losses:
+    """The losses of `model`, which is about to be trained, for batches, each its seeds and how it is read.
+
+    They are kept in a file with what they are made of, so that a run that goes on does not begin again.
+    """
+    losses, saved = {}, 0
+    with contextlib.suppress(*READ_ERRORS):                  # there is none, or it is broken
+        stored = torch.load(path, weights_only=True)
+        losses = stored["losses"] if stored["made_of"] == made_of else {}
+
+    def save() -> None:
+        with replacing(path) as temporary:
+            torch.save({"made_of": made_of, "losses": losses}, temporary)
+
+    for seeds, read in batches:
+        if all(seed in losses for seed in seeds):
+            continue
+        tensors = {k: v.to(device) for k, v in read().tensors.items()}
+        x0, flow_time, _ = song_draws(seeds, tensors["latents"])
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bf16):
+            found = torch.stack(frozen_losses(model, tensors, x0, flow_time), 1).tolist()
+        losses |= dict(zip(seeds, map(tuple, found)))
+        if len(losses) - saved >= KEPT_EVERY:
+            save()
+            saved = len(losses)
+            print(f"reference: the losses of {saved} pairs", flush=True)
+    save()
+    return losses
+
+
+def reference_of(cfg: DPOConfig, model: DiT, pairs: Pairs, read: Callable[[list], Batch],
+                 held_out: list[tuple[Batch, int]], found: Path | None, processes: Processes,
+                 device: torch.device) -> DiT | Losses:
+    """A copy of the model as it begins, or its losses for all that this process is going to see."""
+    if cfg.reference != "precomputed":
+        return copy.deepcopy(model).requires_grad_(False).to(getattr(torch, cfg.reference))
+    state = read_json(found / STATE) if found else {"step": 0, "places": None}
+    share = (processes.rank, processes.world)
+    count = max(0, cfg.steps - state["step"]) * cfg.accumulate
+    jobs = (jobs for jobs, _ in itertools.islice(jobs_of(pairs, cfg, share, state["places"]), count))
+    batches = itertools.chain(((batch.seeds, lambda batch=batch: batch) for batch, _ in held_out),
+                              (([seed for _, seed in some], functools.partial(read, some)) for some in jobs))
+    files = [given_weights(cfg), *map(Path, (*cfg.pairs, *cfg.validation))]
+    made_of = [[sha256(file) for file in files], *map(str, (share, cfg.batch, cfg.vae_sampled, cfg.bf16,
+                                                           cfg.preset, cfg.max_frames, cfg.seed))]
+    return losses_before(model, batches, made_of, cfg.out / f"reference-rank{processes.rank}.pt", cfg, device)
 
 
 def check(cfg: DPOConfig) -> None:
     """Raise UserError for a setting out of its range."""
     if cfg.sft not in SFT:
         raise UserError(f"--sft {cfg.sft}: expected one of {', '.join(SFT)}")
-    if cfg.reference_dtype not in ("float32", "bfloat16"):
-        raise UserError(f"--reference-dtype {cfg.reference_dtype}: expected float32 or bfloat16")
+    if cfg.reference not in REFERENCES:
+        raise UserError(f"--reference {cfg.reference}: expected one of {', '.join(REFERENCES)}")
     if not cfg.beta > 0 or not cfg.sft_weight >= 0:
         raise UserError(f"--beta {cfg.beta}, --sft-weight {cfg.sft_weight}: expected above 0, 0 or more")
     if cfg.init_from is None:
-        raise UserError("--init-from: expected the weights that are to be aligned (.safetensors)")
+        raise UserError("--init-from: expected the weights that are to be aligned, or their folder")
 
 
 def work(cfg: DPOConfig, processes: Processes) -> None:
@@ -190,17 +258,22 @@ def work(cfg: DPOConfig, processes: Processes) -> None:
     device, preset, table, silence = begin(cfg, processes)
     pairs = Pairs(cfg, preset, table)
     found = starting_point(cfg, processes)
-    model = fresh_model(cfg, preset).to(device)
-    reference = copy.deepcopy(model).requires_grad_(False).to(getattr(torch, cfg.reference_dtype))
-    trainer = Trainer(cfg, model, functools.partial(PreferenceObjective, reference=reference, cfg=cfg),
-                      processes, device)
-    places = trainer.resume(found) if found else None
     put_together = functools.partial(together, silence=silence, preset=preset)
     held_out = []
     if cfg.validation:
         held = Pairs(dataclasses.replace(cfg, pairs=cfg.validation), preset, table)
         held_out = held_out_batches(held, cfg, put_together, processes)
-    stream = batches_of(pairs, cfg, put_together, (processes.rank, processes.world), places)
+
+    def read(jobs: list) -> Batch:
+        return put_together([pairs[job] for job in jobs])
+
+    model = fresh_model(cfg, preset).to(device)
+    reference = reference_of(cfg, model, pairs, read, held_out, found, processes, device)
+    trainer = Trainer(cfg, model, functools.partial(PreferenceObjective, reference=reference, cfg=cfg),
+                      processes, device)
+    places = trainer.resume(found) if found else None
+    stream = (dataclasses.replace(read(jobs), place=after)
+              for jobs, after in jobs_of(pairs, cfg, (processes.rank, processes.world), places))
     fit(trainer, preset, stream, held_out, None)
 
 

@@ -4,7 +4,7 @@
     python sample.py --manifest runs/judge/manifest.json --out-dir runs/judge/model
     python evaluate.py runs/judge/model --against runs/judge/truth --scorer baby.judge:sphinx
 
-`main` writes a manifest of baby/held_out.txt, three lines a song, in both voices; and the truth: WORLD
+`main` writes a manifest of baby/held_out.txt, three lines a song, the voices by turns; and the truth: WORLD
 singing the same words at the same times, through the same Griffin-Lim. Read `timed`, then `ground_truth`.
 `sphinx` is a second opinion on times, of a recogniser that knows nothing of this recipe.
 """
@@ -115,20 +115,19 @@ def main() -> None:
     phonemizer, codec, manifest = load_phonemizer(args.phonemizer), MelCodec(songs.PRESET.codec), []
     lines = (Path(__file__).parent / "held_out.txt").read_text().split("\n")[:-1]
     (args.out / "truth").mkdir(parents=True, exist_ok=True)
-    for voice in songs.FLITE:
-        for k in range(0, len(lines), LINES):
-            rng, name = np.random.default_rng(k), f"{voice}-{k:02d}"
-            words = timed(lines[k:k + LINES], rng, phonemizer)
-            seconds, path = words[-1].end + 0.5, args.out / "truth" / f"{name}.wav"
-            account = {"word": [word_json(word) for word in words], "settings": {"duration": seconds}}
-            truth = ground_truth(words, voice, seconds, rng)                              # (N,)
-            wave = codec.decode(codec.encode(truth[None, None]))[0]                       # (1, N)
-            wave = 0.5 * wave[:, :round(seconds * songs.RATE)] / wave.abs().max()
-            write_wave(path, wave, songs.RATE, path)
-            path.with_name(path.name + ".json").write_text(json.dumps(account))
-            (args.out / f"{name}.json").write_text(json.dumps(account["word"]))
-            manifest.append({"id": name, "lrc_path": f"{name}.json", "duration": seconds, "style": voice,
-                             "seed": k})
+    for k in range(0, len(lines), LINES):
+        rng, voice = np.random.default_rng(k), list(songs.FLITE)[k // LINES % 2]
+        name, words = f"{k // LINES:02d}-{voice}", timed(lines[k:k + LINES], rng, phonemizer)
+        seconds, path = words[-1].end + 0.5, args.out / "truth" / f"{name}.wav"
+        account = {"word": [word_json(word) for word in words], "settings": {"duration": seconds}}
+        truth = ground_truth(words, voice, seconds, rng)                                  # (N,)
+        wave = codec.decode(codec.encode(truth[None, None]))[0]                           # (1, N)
+        wave = 0.5 * wave[:, :round(seconds * songs.RATE)] / wave.abs().max()
+        write_wave(path, wave, songs.RATE, path)
+        path.with_name(path.name + ".json").write_text(json.dumps(account))
+        (args.out / f"{name}.json").write_text(json.dumps(account["word"]))
+        manifest.append({"id": name, "lrc_path": f"{name}.json", "duration": seconds, "style": voice,
+                         "seed": k})
     (args.out / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 

@@ -17,7 +17,7 @@ from data import conditions
 from model import DiT, drop, flow_loss, load_weights, time_grid
 from model import sample as sample_latents
 from phonemes import SymbolTable
-from train_dpo import PreferenceObjective
+from train_dpo import PreferenceObjective, frozen_losses
 from vae import Oobleck, fit
 
 SCALARS = ("start_time", "duration_abs", "duration_rel")
@@ -82,7 +82,8 @@ def dpo(model: nn.Module, reference: nn.Module, inputs: dict, beta: float, sft: 
     batch = {"latents": inputs["win"], "loser": inputs["lose"], "truth": inputs["gt"],
              "phonemes": inputs["text"], "style": inputs["style_prompt"], **{k: inputs[k] for k in SCALARS}}
     objective = PreferenceObjective(model, reference, DPOConfig(beta=beta, sft=sft))
-    made = objective.losses(batch, inputs["x0"], inputs["time"])
+    draws = inputs["x0"], inputs["time"]
+    made = objective.losses(batch, *draws, frozen_losses(reference, batch, *draws))
     return {"loss": made["dpo_loss"].mean(), "total": made["loss"].mean(), "inside": made["inside"],
             "accuracy": made["accuracy"].mean()}
 

@@ -14,17 +14,19 @@ import config
 from cli import parse, preset_from_json, preset_to_json, read_json, replacing, run, settings_of
 from config import PRESETS, BenchConfig, CodecConfig, Guidance, ModelConfig, Preset, SampleConfig, TrainConfig
 from config import AlignConfig, AlignSettings, CheckConfig, ConvertConfig, PlanConfig, PlanSettings
-from config import DataSettings, DPOConfig, EvaluateConfig, InspectConfig, PrepareConfig, ReadSettings
-from config import UserError, ValidateConfig, argument, setting
+from config import DataSettings, DPOConfig, EvaluateConfig, InspectConfig, PairsConfig, PrepareConfig
+from config import ReadSettings, SingSettings, UserError, ValidateConfig, argument, setting
 
 MODULES = ["config", "cli", "audio", "hub", "manifest", "model", "vae", "spoken", "phonemes", "lyrics",
            "formats", "plan", "karaoke", "align", "style", "data", "prepare", "processes", "checkpoint",
-           "tracker", "train", "train_dpo", "sample", "bench", "evaluate"]
+           "tracker", "train", "train_dpo", "sample", "bench", "evaluate", "pairs"]
 # Which names hold an object of a settings class; a read of such a name's attribute is a use of the setting.
-HOLDERS = {SampleConfig: {"cfg"}, TrainConfig: {"cfg"}, BenchConfig: {"cfg"},
+HOLDERS = {SampleConfig: {"cfg"}, TrainConfig: {"cfg"}, BenchConfig: {"cfg"}, SingSettings: {"cfg"},
+           PairsConfig: {"cfg"},
            DataSettings: {"data"}, ModelConfig: {"config", "model"}, CodecConfig: {"config", "codec", "c"},
            Guidance: {"guidance", "default"}, Preset: {"preset"}}
-FILES = {SampleConfig: ["sample", "hub", "manifest"], TrainConfig: ["train", "tracker"],
+FILES = {SampleConfig: ["sample", "manifest"], SingSettings: ["sample", "hub", "manifest"],
+         PairsConfig: ["pairs"], TrainConfig: ["train", "tracker"],
          BenchConfig: ["bench"], DataSettings: ["data"]}
 for cls in (ReadSettings, PlanConfig, CheckConfig, ConvertConfig, AlignConfig):
     HOLDERS[cls], FILES[cls] = {"cfg"}, ["lyrics"]

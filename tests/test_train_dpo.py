@@ -11,7 +11,8 @@ from conftest import BABY
 from safetensors.torch import load_file, save_file
 
 import config
-from config import RECIPES, WEIGHTS, DPOConfig, UserError
+import train_dpo
+from config import AVERAGED, RECIPES, WEIGHTS, DPOConfig, UserError
 from model import DiT
 from processes import Processes
 from train_dpo import preference, work
@@ -111,6 +112,54 @@ def test_it_goes_on(cfg, tmp_path):
     assert all(torch.equal(one[k], two[k]) for k in two)
 
 
+def test_reference_losses_worked_out_before(cfg, tmp_path, monkeypatch):
+    """Other draws or another batch than the run's; a reference that is trained, or worked out too often."""
+    cfg = dataclasses.replace(cfg, validation=cfg.pairs, validation_songs=3, accumulate=2)
+    before = dataclasses.replace(cfg, reference="precomputed")
+    rows = train(dataclasses.replace(cfg, steps=4, log_every=1))
+    counted, frozen = [], train_dpo.frozen_losses
+    monkeypatch.setattr(train_dpo, "frozen_losses", lambda *args: counted.append(args) or frozen(*args))
+    half = dataclasses.replace(before, out=tmp_path / "half", steps=2, log_every=1)
+    train(half)
+    assert len(counted) == 2 + 2 * 2                         # held-out batches, and those of two steps
+    (tmp_path / "half" / "reference-rank1.pt").write_bytes(b"of another process")
+    same = train(dataclasses.replace(half, steps=4))
+    assert len(counted) == 2 + 4 * 2
+    rows, same = ([{k: row[k] for k in ("loss", "inside", "reference_loss", "update_norm")} for row in some
+                   if "loss" in row] for some in (rows, same))
+    assert rows == same and len(rows) == 4
+    one, two = (load_file(c.out / "last" / WEIGHTS) for c in (cfg, half))
+    assert all(torch.equal(one[k], two[k]) for k in two)
+    entries = json.loads((tmp_path / "pairs.json").read_text())
+    (tmp_path / "pairs.json").write_text(json.dumps(entries[::-1]))      # its losses are of other songs
+    train(dataclasses.replace(half, steps=5))
+    assert len(counted) == 2 + 4 * 2 + 2 + 1 * 2
+
+
+def test_the_norm_of_an_update(cfg):
+    """A norm of gradients, or of weights, under that name."""
+    row, = train(dataclasses.replace(cfg, steps=1, log_every=1))
+    before, after = load_file(cfg.init_from), load_file(cfg.out / "last" / WEIGHTS)
+    moved = torch.cat([(after[k] - before[k]).flatten() for k in after]).norm().item()
+    assert row["update_norm"] == pytest.approx(moved, rel=1e-3) and moved > 0
+
+
+def test_a_folder_starts_it(cfg, tmp_path):
+    """Another model's losses than of the one that sang: a checkpoint is sung with its averaged weights."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / WEIGHTS).write_bytes(b"those that were not averaged")
+    cfg.init_from.rename(folder / AVERAGED)
+    row, = train(dataclasses.replace(cfg, init_from=folder, steps=1, log_every=1))
+    assert row["inside"] == 0
+
+
+def test_another_beta_is_another_run(cfg):
+    train(dataclasses.replace(cfg, steps=1))
+    with pytest.raises(UserError, match="was made with --beta 20.0, not 30.0"):
+        train(dataclasses.replace(cfg, steps=2, beta=30.0))
+
+
 def test_posteriors_and_held_out_pairs(cfg, tmp_path):
     """Posteriors taken for latents; validation pairs that are not read."""
     entries = json.loads((tmp_path / "pairs.json").read_text())
@@ -119,7 +168,7 @@ def test_posteriors_and_held_out_pairs(cfg, tmp_path):
             x = torch.load(tmp_path / entry[key]).T
             torch.save(torch.cat([x, torch.full_like(x, 0.1)]), tmp_path / entry[key])
     rows = train(dataclasses.replace(cfg, vae_sampled=True, validation=cfg.pairs, steps=2, log_every=1,
-                                     reference_dtype="bfloat16"))
+                                     reference="bfloat16"))
     assert [row["step"] for row in rows] == [1, 2, 2] and rows[-1]["validation_loss"] > 0
 
 
@@ -146,7 +195,7 @@ def test_bad_pairs(cfg, tmp_path, change, fragment):
 @pytest.mark.parametrize("change, fragment", [
     ({"sft": "all"}, "--sft all: expected one of none, win, gt"),
     ({"init_from": None}, "--init-from: expected"),
-    ({"beta": 0.0}, "--beta 0.0"), ({"reference_dtype": "half"}, "--reference-dtype half: expected float32"),
+    ({"beta": 0.0}, "--beta 0.0"), ({"reference": "half"}, "--reference half: expected one of float32"),
     ({"pairs": ()}, "--pairs: expected a JSON file"), ({"pairs": ("no.json",)}, "no.json: No such file")])
 def test_mistakes(cfg, change, fragment):
     with pytest.raises(UserError, match=".") as caught:
