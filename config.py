@@ -216,7 +216,7 @@ class PairsConfig(SingSettings):
                                                    "have gt_latent, the posterior of a true song")
     out: Path = setting(Path("pairs"), "folder; round-N/pairs.json in it is what train_dpo.py takes")
     round: int = setting(1, "of several; each has seeds of its own")
-    candidates: int = setting(4, "songs of each prompt, 2 or more")
+    candidates: int = setting(4, "songs of each prompt, 2 to 1000")
     margin: float = setting(0.0, "a pair's scores differ by more than this; prompts without are left out")
 
 

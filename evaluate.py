@@ -6,6 +6,7 @@ Axes: W channels, N samples, T frames of the recogniser, C its classes, E width 
 """
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -447,9 +448,14 @@ def outside_scorer(name: str, cfg: EvaluateConfig) -> Callable[[Path, dict], flo
         module, colon, function = name.partition(":")
         if colon:
             sys.path.append(os.getcwd())                     # where it may lie
-            return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as e:
-        raise UserError(f"--scorer {name}: {e}") from None
+            own = getattr(importlib.import_module(module), function)
+            if callable(own):
+                return own
+            raise UserError(f"--scorer {name}: is {own!r}; expected a function")
+    except UserError:
+        raise
+    except Exception as e:                                   # of anybody's module
+        raise UserError(f"--scorer {name}: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from None
     known = ", ".join([*HEARD, "style", "audiobox", "songeval"])
     raise UserError(f"--scorer {name}: expected {known} or MODULE:FUNCTION")
 
@@ -475,11 +481,14 @@ def style_scorer(cfg: EvaluateConfig) -> Callable[[Path, dict], float]:
 # The command
 
 def songs_in(folder: Path, manifest: Path | None) -> Iterator[tuple[str, Path, Callable[[], dict]]]:
-    """The songs of a folder: id, sound file, and a function that reads what was asked of it."""
+    """The songs of a folder: id, sound file, and a function that reads what was asked of it.
+
+    Candidates of sample.py --best-of are none: the best of them is there under the song's own name.
+    """
     places = [place for place in (folder, folder / FOLDERS[0]) if place.is_dir()]
     if manifest is None:
         for account in sorted(path for place in places for path in place.glob("*.json")):
-            if Path(account.stem).suffix.lower() in READABLE:
+            if Path(account.stem).suffix.lower() in READABLE and not is_candidate(account):
                 yield Path(account.stem).stem, account.with_suffix(""), functools.partial(read_json, account)
         return
     for name, entry in read_manifest(manifest, 1):
@@ -488,6 +497,12 @@ def songs_in(folder: Path, manifest: Path | None) -> Iterator[tuple[str, Path, C
         account = path.with_name(path.name + ".json")
         yield name, path, (functools.partial(read_json, account) if account.is_file() else
                            functools.partial(asked, name, entry, manifest))
+
+
+def is_candidate(account: Path) -> bool:
+    with contextlib.suppress(UserError, TypeError):          # what is broken is told of as a song
+        return "candidate_of" in read_json(account)
+    return False
 
 
 def asked(name: str, entry: object, manifest: Path) -> dict:

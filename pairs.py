@@ -26,7 +26,10 @@ from hub import locate
 from manifest import Song, outputs_of, read_manifest, song_of
 from manifest import locate as locate_beside
 from processes import Processes
-from sample import choosing, frames_of, resolve, sing_many, validate
+from sample import SONG_ERRORS, choosing, frames_of, resolve, sing_many, validate
+
+SEEDS = 1000                   # of a round, which is the most candidates that it may have
+MADE = ("scores.json", "pairs.json")
 
 
 def choose(scores: list[float], margin: float) -> tuple[int, int] | None:
@@ -45,23 +48,25 @@ def asked_for(cfg: PairsConfig) -> SampleConfig:
                         batch_infer_num=cfg.candidates, format="flac", page=False)
 
 
-def truth_of(song: Song, entry: dict, frames: int, preset: Preset, cfg: SampleConfig) -> Tensor | None:
-    """The posterior (2C, frames) of an entry's gt_latent. Raises: UserError if it is not that."""
-    if entry.get("gt_latent") is None:
-        return None
-    path, channels = locate_beside(entry["gt_latent"], cfg), 2 * preset.model.mel_dim
+def tensor_of(path: Path) -> Tensor:
+    """A saved tensor. Raises: UserError if it is none."""
     try:
-        posterior = torch.load(path, map_location="cpu", weights_only=True)
-        shape = tuple(posterior.shape)
+        return torch.load(path, map_location="cpu", weights_only=True).detach()
     except READ_ERRORS as e:
-        raise UserError(f"{path}: {' '.join(str(e).split())[:120]}") from None
+        raise UserError(f"{path}: {' '.join(str(e).split())[:120] or type(e).__name__}") from None
+
+
+def truth_of(path: Path, frames: int, preset: Preset) -> Tensor:
+    """The posterior (2C, frames) of a true song. Raises: UserError if it is not that."""
+    posterior, channels = tensor_of(path), 2 * preset.model.mel_dim
+    shape = tuple(posterior.shape)
     if shape[:1] != (channels,) or len(shape) != 2 or abs(shape[1] - frames) > 1:
         raise UserError(f"{path}: {shape}; expected ({channels}, {frames}), as long as the song")
     return posterior
 
 
-def pair_of(song: Song, entry: dict, preset: Preset, scorer: Callable[[Path, dict], float], margin: float,
-            cfg: SampleConfig) -> tuple[dict[int, float], dict | None]:
+def pair_of(song: Song, truth: Path | None, preset: Preset, scorer: Callable[[Path, dict], float],
+            margin: float, cfg: SampleConfig) -> tuple[dict[int, float], dict | None]:
     """A prompt's scores by seed, and its pair, whose files it writes."""
     outputs = outputs_of(song, cfg)
     records = [read_json(each.account) for each in outputs]
@@ -71,66 +76,84 @@ def pair_of(song: Song, entry: dict, preset: Preset, scorer: Callable[[Path, dic
     if chosen is None:
         return by_seed, None
     record, frames = records[0], frames_of(records[0]["settings"]["duration"], preset)
-    truth = truth_of(song, entry, frames, preset, cfg)
-    if truth is not None:
-        frames = min(frames, truth.shape[1])
+    if truth:
+        posterior = truth_of(truth, frames, preset)
+        frames = min(frames, posterior.shape[1])             # which may be one less
     pair = {"id": song.id, "win_latent": f"pairs/{song.id}.win.pt", "loss_latent": f"pairs/{song.id}.loss.pt",
             "transcription": f"pairs/{song.id}.json", "style": f"pairs/{song.id}.style.pt"}
     with contextlib.ExitStack() as stack:
         def at(name: str) -> Path:
             return stack.enter_context(replacing(cfg.out_dir / name))
         for key, i in zip(("win_latent", "loss_latent"), chosen):
-            latents = torch.load(outputs[i].latents, weights_only=True)                       # (T, C)
-            torch.save(latents[:frames].clone(), at(pair[key]))
+            torch.save(tensor_of(outputs[i].latents)[:frames].clone(), at(pair[key]))     # (frames, C)
         torch.save(torch.tensor(record["style"]), at(pair["style"]))
         at(pair["transcription"]).write_text(json.dumps({"word": record["word"]}))
-        if truth is not None:
+        if truth:
             pair["gt_latent"] = f"pairs/{song.id}.gt.pt"
-            torch.save(truth[:, :frames].clone(), at(pair["gt_latent"]))
+            torch.save(posterior[:, :frames].clone(), at(pair["gt_latent"]))
     seeds = list(by_seed)
     return by_seed, pair | {"win_seed": seeds[chosen[0]], "win_score": scores[chosen[0]],
                             "loss_seed": seeds[chosen[1]], "loss_score": scores[chosen[1]]}
 
 
-def make_pairs(cfg: PairsConfig) -> None:
-    """python data.py pairs: sing, score, pair; exit code 1 if a prompt could not be sung or scored."""
-    asked, processes = asked_for(cfg), Processes()
-    for name, least in (("candidates", 2), ("round", 1), ("margin", 0)):
-        if not least <= getattr(cfg, name) < math.inf:
-            raise UserError(f"--{name} {getattr(cfg, name)}: expected {least} or more")
-    validate(dataclasses.replace(asked, seed=cfg.seed + (cfg.round - 1) * cfg.candidates))
-    entries = dict(read_manifest(cfg.manifest, cfg.candidates))
+def begin(cfg: PairsConfig, asked: SampleConfig, processes: Processes) -> tuple[Preset, Callable, dict]:
+    """The model's preset, the scorer, and each prompt's true song, if it has one; all that can be told before
+    anything is sung. The pairs of an earlier run are gone then.
+
+    Raises: UserError.
+    """
+    for name, least, most in (("candidates", 2, SEEDS), ("round", 1, 2 ** 32), ("margin", 0, math.inf)):
+        if not least <= getattr(cfg, name) <= most:
+            raise UserError(f"--{name} {getattr(cfg, name)}: expected {least} to {most}")
+    validate(dataclasses.replace(asked, seed=cfg.seed + (cfg.round - 1) * SEEDS))
+    truths = {name: locate_beside(entry["gt_latent"], asked)
+              for name, entry in read_manifest(cfg.manifest, cfg.candidates)
+              if isinstance(entry, dict) and isinstance(entry.get("gt_latent"), str)}
+
     def listen() -> tuple[Preset, Callable]:
         preset = locate(asked).preset
         return preset, choosing(resolve(asked, preset), pick_device(cfg.device, processes.local))
 
     if processes.local == 0:
         preset, scorer = listen()                            # one process of each machine downloads
+    if processes.main:
+        for name in MADE:
+            (asked.out_dir / name).unlink(missing_ok=True)
     processes.wait()
     if processes.local:
         preset, scorer = listen()
-    sung, rows = sing_many(asked, processes, first=(cfg.round - 1) * cfg.candidates), []
+    return preset, scorer, truths
+
+
+def make_pairs(cfg: PairsConfig) -> None:
+    """python data.py pairs: sing, score, pair; exit code 1 if a prompt could not be sung or scored."""
+    asked, processes, rows = asked_for(cfg), Processes(), []
+    preset, scorer, truths = begin(cfg, asked, processes)
+    sung = sing_many(asked, processes, first=(cfg.round - 1) * SEEDS)
+    entries = dict(read_manifest(cfg.manifest, cfg.candidates))
     with contextlib.suppress(OSError):                       # told when a pair is written
         (asked.out_dir / "pairs").mkdir(exist_ok=True)
     for about in [song for song in sung if song["status"] != "failed"][processes.rank::processes.world]:
-        name, entry = about["id"], entries[about["id"]]
+        name = about["id"]
         try:
-            scores, pair = pair_of(song_of(name, entry, asked), entry, preset, scorer, cfg.margin, asked)
-            rows.append((name, scores, pair))
-            print(f"{name}: {', '.join(f'{score:.3f}' for score in scores.values())}"
-                  + ("" if pair else "; no pair"), flush=True)
-        except UserError as e:
-            print(f'error: song "{name}": {e}', file=sys.stderr, flush=True)
+            song = song_of(name, entries[name], asked)
+            scores, pair = pair_of(song, truths.get(name), preset, scorer, cfg.margin, asked)
+        except SONG_ERRORS as e:
+            text = e if isinstance(e, UserError) else f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+            print(UserError(f'error: song "{name}": {text}'), file=sys.stderr, flush=True)
+            continue
+        rows.append((name, scores, pair))
+        shown = ", ".join(f"{score:.3f}" for score in scores.values())
+        print(f"{name}: {shown}{'' if pair else '; no pair'}", flush=True)
     order, rows = list(entries), [row for part in processes.gather(rows) for row in part]
     rows.sort(key=lambda row: order.index(row[0]))
     pairs = [pair for *_, pair in rows if pair]
     if processes.main:
-        with replacing(asked.out_dir / "scores.json") as path:
-            path.write_text(json.dumps({"settings": dataclasses.asdict(cfg), "scores": {
-                name: scores for name, scores, _ in rows}}, default=str, indent=1))
-        with replacing(asked.out_dir / "pairs.json") as path:
-            path.write_text(json.dumps(pairs, indent=1))
-        print(told(rows, pairs) + f": {asked.out_dir / 'pairs.json'}")
+        settings, scores = dataclasses.asdict(cfg), {name: scores for name, scores, _ in rows}
+        for name, content in zip(MADE, ({"settings": settings, "scores": scores}, pairs)):
+            with replacing(asked.out_dir / name) as path:
+                path.write_text(json.dumps(content, default=str, indent=1))
+        print(f"{told(rows, pairs)}: {asked.out_dir / MADE[1]}")
     processes.close()
     if len(rows) < len(entries):
         sys.exit(1)

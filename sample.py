@@ -357,12 +357,12 @@ def write(sung: Performance, score: Score, request: dict, cfg: SampleConfig, out
         outputs.account.unlink(missing_ok=True)              # from here on the old files are replaced
 
 
-def sing(singer: Singer, score: Score, request: dict, cfg: SampleConfig, outputs: Outputs,
-         bars: bool) -> Performance:
-    """Sing one variant of a song and write its files."""
+def sing(singer: Singer, score: Score, request: dict, cfg: SampleConfig, outputs: Outputs, bars: bool,
+         **more: object) -> Performance:
+    """Sing one variant of a song and write its files; `more` goes into its account."""
     keep_edits(outputs, plan_of(score))
     sung = perform(singer, score, request["seed"], cfg, bars)
-    write(sung, score, request, cfg, outputs)
+    write(sung, score, request, cfg, outputs, **more)
     return sung
 
 
@@ -376,10 +376,17 @@ def jobs_of(song: Song, files: ModelFiles, cfg: SampleConfig, first: int = 0) ->
 
 
 def choosing(cfg: SampleConfig, device: torch.device) -> Callable[[Path, dict], float]:
-    """The scorer of --best-of. Raises: UserError if it cannot be had."""
+    """The scorer that chooses between songs. Raises: UserError if it cannot be had."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)                        # for scorers that take the current one
     return scorer_of(cfg.scorer, EvaluateConfig(
         songs=Path(), recogniser=cfg.recogniser, separate=cfg.separate, style_encoder=cfg.style_encoder,
         device=str(device), offline=cfg.offline))
+
+
+def judge_of(cfg: SampleConfig) -> list:
+    """What decides how candidates are scored."""
+    return [cfg.scorer, cfg.recogniser, cfg.separate]
 
 
 def sing_best(singer: Singer, score: Score, jobs: Jobs, cfg: SampleConfig, scorer: Callable,
@@ -392,14 +399,16 @@ def sing_best(singer: Singer, score: Score, jobs: Jobs, cfg: SampleConfig, score
     keep_edits(best, plan_of(score))
     bare, quick = dataclasses.replace(score, plan=None), dataclasses.replace(cfg, page=False)
     for request, outputs in jobs:
-        sung = None if outputs.made(request, False) else sing(singer, bare, request, quick, outputs, bars)
+        sung = None
+        if not outputs.made(request, False):
+            sung = sing(singer, bare, request, quick, outputs, bars, candidate_of=best.song.name)
         value = scores[request["seed"]] = scorer(outputs.song, read_json(outputs.account))
         print(f"{outputs.song}: {cfg.scorer} {value:.4f}", flush=True)
         if leader is None or value > leader[0]:
             leader = value, request, sung
     _, request, sung = leader
     sung = sung or perform(singer, score, request["seed"], cfg, bars)        # of an earlier run
-    write(sung, score, request, cfg, best, best_of={"by": [cfg.scorer, cfg.recogniser], "scores": scores})
+    write(sung, score, request, cfg, best, best_of={"by": judge_of(cfg), "scores": scores})
     return request, best
 
 
@@ -412,8 +421,8 @@ def finished(song: Song, jobs: Jobs, cfg: SampleConfig) -> Jobs | None:
         return None
     chosen = next(((request, best) for request, _ in jobs if best.made(request, cfg.page)), None)
     how = chosen and read_json(best.account).get("best_of")
-    same = how and how["by"] == [cfg.scorer, cfg.recogniser] and len(how["scores"]) == cfg.best_of
-    return [chosen] if same else None
+    asked = judge_of(cfg), [str(request["seed"]) for request, _ in jobs]
+    return [chosen] if how and (how["by"], [*how["scores"]]) == asked else None
 
 
 def sing_one(cfg: SampleConfig, began: float) -> None:

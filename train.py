@@ -93,11 +93,14 @@ class FlowObjective(nn.Module):
 
 
 class Trainer:
-    """Model, averaged weights and optimizer, on this process its copy or, with FSDP, its share."""
+    """Model, averaged weights and optimizer, on this process its copy or, with FSDP, its share.
+
+    Args: origin, the checksum of weights that a run needs when it goes on, too; "": it needs none.
+    """
 
     def __init__(self, cfg: TrainConfig, model: DiT, objective: Callable[[DiT], nn.Module],
-                 processes: Processes, device: torch.device):
-        self.cfg, self.processes, self.device = cfg, processes, device
+                 processes: Processes, device: torch.device, origin: str = ""):
+        self.cfg, self.processes, self.device, self.origin = cfg, processes, device, origin
         self.done, self.place = 0, None          # steps; where this process's reading goes on
         self.model = model
         model.gradient_checkpointing = cfg.gradient_checkpointing
@@ -148,7 +151,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if measured:
-            moved = sum((local(p.detach()) - old).double().square().sum()
+            moved = sum((local(p.detach()) - old).square().sum().cpu().double()
                         for p, old in zip(self.parameters, before))
             norms["update_norm"] = (self.processes.sum(moved) if self.cfg.fsdp else moved).sqrt()
         del before
@@ -175,7 +178,7 @@ class Trainer:
         weights, optimizer = sharded.get_state_dict(self.model, self.optimizer, options=WHOLE)
         averaged = sharded.get_model_state_dict(self.ema, options=WHOLE) if self.ema else {}
         rng = self.processes.gather(torch.get_rng_state())
-        state = {"step": self.done, "places": self.processes.gather(self.place),
+        state = {"step": self.done, "places": self.processes.gather(self.place), "origin": self.origin,
                  "config": dataclasses.asdict(cfg)}
         if self.processes.main:
             with checkpoint.writing(out) as folder:
@@ -202,6 +205,9 @@ class Trainer:
             state = json.loads((folder / STATE).read_text())
             done, places = state["step"], state["places"]
             self.compare(state["config"], folder)
+            if state.get("origin", "") != self.origin:
+                raise UserError(f"{folder}: began from other weights than --init-from {self.cfg.init_from} "
+                                "has now; use another --out")
             optimizer, rng = (torch.load(folder / name, weights_only=True, map_location="cpu")
                               for name in (OPTIMIZER, RNG))
             weights = [load_file(folder / name) for name in (WEIGHTS, *[AVERAGED] * bool(self.ema))]
@@ -229,8 +235,8 @@ class Trainer:
                      "data.resample_duration", "data.from_start", "data.style_index", "data.replacement",
                      "data.bucket", "data.window", "beta", "sft", "sft_weight", "vae_sampled"):
             if then.get(name) != now.get(name):              # the last four are those of train_dpo.py
-                raise UserError(f"{folder}: was made with --{name.replace('_', '-')} {then[name]}, "
-                                f"not {now[name]}; use another --out")
+                raise UserError(f"{folder}: was made with --{name.replace('_', '-')} {then.get(name)}, "
+                                f"not {now.get(name)}; use another --out")
 
 
 def local(tensor: Tensor, whole: bool = False) -> Tensor:

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -22,14 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cli import parse, read_json, replacing, run
-from config import READ_ERRORS, RECIPES, DPOConfig, Preset, UserError
+from config import PHONEMIZER, READ_ERRORS, RECIPES, SILENCE, DPOConfig, Preset, UserError
 from data import Batch, collate, conditions, rounds, seeded, words_of
 from hub import sha256
 from model import DiT, flow_loss
 from phonemes import SymbolTable
 from processes import Processes
-from train import STATE, Trainer, begin, fit, fresh_model, given_weights, held_out_batches, song_draws
-from train import starting_point
+from train import STATE, Trainer, begin, fit, folder_of_assets, fresh_model, given_weights, held_out_batches
+from train import song_draws, starting_point
 
 SFT = ("none", "win", "gt")
 REFERENCES = ("float32", "bfloat16", "precomputed")
@@ -111,8 +112,10 @@ class Pairs(torch.utils.data.Dataset):
         self.cfg, self.preset, self.table, self.pairs = cfg, preset, table, []
         for path in map(Path, cfg.pairs):
             entries = read_json(path)
-            if not isinstance(entries, list) or not entries:
+            if not isinstance(entries, list):
                 raise UserError(f"{path}: expected a JSON list of {{{', '.join(KEYS)}}}")
+            if not entries:
+                raise UserError(f"{path}: has no pairs; data.py pairs finds more with a lower --margin")
             self.pairs += [(f"{path}: pair {i}", self.located(f"{path}: pair {i}", path, entry))
                            for i, entry in enumerate(entries, 1)]
         if not self.pairs:
@@ -142,7 +145,9 @@ class Pairs(torch.utils.data.Dataset):
             style = style[0] if style.dim() == 2 else style
             if style.shape != (self.preset.model.cond_dim,):
                 raise ValueError(f"style {tuple(style.shape)}; expected ({self.preset.model.cond_dim},)")
-            words = words_of(json.loads(files["transcription"].read_text(encoding="utf-8")))
+            content = json.loads(files["transcription"].read_text(encoding="utf-8"))
+            words = [(*word, [(p["text"], p["start"], p["end"]) for p in about.get("phones", ())])
+                     for word, about in zip(words_of(content), content["word"])]
             frames = {len(x) for x in latents.values()}
             if len(frames) > 1:
                 raise ValueError(f"lengths {', '.join(f'{k} {len(x)}' for k, x in latents.items())} frames; "
@@ -191,20 +196,25 @@ def jobs_of(pairs: Pairs, cfg: DPOConfig, share: tuple[int, int],
     return rounds(functools.partial(pairs.order, cfg.seed), cfg.batch, *share, place)
 
 
-def losses_before(model: DiT, batches: Iterable[tuple[list[int], Callable[[], Batch]]], made_of: list,
-                  path: Path, cfg: DPOConfig, device: torch.device) -> Losses:
+def losses_before(model: DiT, batches: Iterable[tuple[list[int], Callable[[], Batch]]], made_of: str,
+                  path: Path, cfg: DPOConfig) -> Losses:
     """The losses of `model`, which is about to be trained, for batches, each its seeds and how it is read.
 
-    They are kept in a file with what they are made of, so that a run that goes on does not begin again.
+    They are kept in a file with a digest of what they are made of, so that a run that goes on does not begin
+    again. Raises: UserError if it cannot be written.
     """
-    losses, saved = {}, 0
+    losses = {}
     with contextlib.suppress(*READ_ERRORS):                  # there is none, or it is broken
         stored = torch.load(path, weights_only=True)
         losses = stored["losses"] if stored["made_of"] == made_of else {}
+    saved, device = len(losses), next(model.parameters()).device
 
     def save() -> None:
-        with replacing(path) as temporary:
-            torch.save({"made_of": made_of, "losses": losses}, temporary)
+        try:
+            with replacing(path) as temporary:
+                torch.save({"made_of": made_of, "losses": losses}, temporary)
+        except RuntimeError as e:                            # torch's, of a full disk
+            raise UserError(f"{path}: cannot be written: {' '.join(str(e).split())[:120]}") from None
 
     for seeds, read in batches:
         if all(seed in losses for seed in seeds):
@@ -217,27 +227,26 @@ def losses_before(model: DiT, batches: Iterable[tuple[list[int], Callable[[], Ba
         if len(losses) - saved >= KEPT_EVERY:
             save()
             saved = len(losses)
-            print(f"reference: the losses of {saved} pairs", flush=True)
+            print(f"{path}: losses of {saved} pairs", flush=True)
     save()
     return losses
 
 
-def reference_of(cfg: DPOConfig, model: DiT, pairs: Pairs, read: Callable[[list], Batch],
-                 held_out: list[tuple[Batch, int]], found: Path | None, processes: Processes,
-                 device: torch.device) -> DiT | Losses:
-    """A copy of the model as it begins, or its losses for all that this process is going to see."""
-    if cfg.reference != "precomputed":
-        return copy.deepcopy(model).requires_grad_(False).to(getattr(torch, cfg.reference))
+def precomputed(cfg: DPOConfig, model: DiT, sets: list[Pairs], read: Callable[[list], Batch],
+                held_out: list[tuple[Batch, int]], found: Path | None, share: tuple[int, int]) -> Losses:
+    """The losses of the model, as it begins, for all that this process is going to see of `sets`."""
     state = read_json(found / STATE) if found else {"step": 0, "places": None}
-    share = (processes.rank, processes.world)
     count = max(0, cfg.steps - state["step"]) * cfg.accumulate
-    jobs = (jobs for jobs, _ in itertools.islice(jobs_of(pairs, cfg, share, state["places"]), count))
+    jobs = (jobs for jobs, _ in itertools.islice(jobs_of(sets[0], cfg, share, state["places"]), count))
     batches = itertools.chain(((batch.seeds, lambda batch=batch: batch) for batch, _ in held_out),
                               (([seed for _, seed in some], functools.partial(read, some)) for some in jobs))
-    files = [given_weights(cfg), *map(Path, (*cfg.pairs, *cfg.validation))]
-    made_of = [[sha256(file) for file in files], *map(str, (share, cfg.batch, cfg.vae_sampled, cfg.bf16,
-                                                           cfg.preset, cfg.max_frames, cfg.seed))]
-    return losses_before(model, batches, made_of, cfg.out / f"reference-rank{processes.rank}.pt", cfg, device)
+    weights, assets = given_weights(cfg), folder_of_assets(cfg)
+    files = [file for some in sets for _, own in some.pairs for file in own.values()]
+    of = [sha256(weights), [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+          [sha256(file) for file in (assets / PHONEMIZER, assets / SILENCE) if file.is_file()],
+          share, cfg.batch, cfg.vae_sampled, cfg.sft, cfg.bf16, cfg.preset, cfg.max_frames, cfg.seed]
+    made_of = hashlib.sha256(json.dumps(of).encode()).hexdigest()
+    return losses_before(model, batches, made_of, cfg.out / f"reference-rank{share[0]}.pt", cfg)
 
 
 def check(cfg: DPOConfig) -> None:
@@ -256,24 +265,26 @@ def work(cfg: DPOConfig, processes: Processes) -> None:
     """This process's part of training."""
     check(cfg)
     device, preset, table, silence = begin(cfg, processes)
-    pairs = Pairs(cfg, preset, table)
-    found = starting_point(cfg, processes)
+    sets, held_out = [Pairs(cfg, preset, table)], []
     put_together = functools.partial(together, silence=silence, preset=preset)
-    held_out = []
     if cfg.validation:
-        held = Pairs(dataclasses.replace(cfg, pairs=cfg.validation), preset, table)
-        held_out = held_out_batches(held, cfg, put_together, processes)
+        sets.append(Pairs(dataclasses.replace(cfg, pairs=cfg.validation), preset, table))
+        held_out = held_out_batches(sets[1], cfg, put_together, processes)
+    found, share = starting_point(cfg, processes), (processes.rank, processes.world)
 
     def read(jobs: list) -> Batch:
-        return put_together([pairs[job] for job in jobs])
+        return put_together([sets[0][job] for job in jobs])
 
     model = fresh_model(cfg, preset).to(device)
-    reference = reference_of(cfg, model, pairs, read, held_out, found, processes, device)
+    if cfg.reference == "precomputed":
+        reference = precomputed(cfg, model, sets, read, held_out, found, share)
+    else:
+        reference = copy.deepcopy(model).requires_grad_(False).to(getattr(torch, cfg.reference))
     trainer = Trainer(cfg, model, functools.partial(PreferenceObjective, reference=reference, cfg=cfg),
-                      processes, device)
+                      processes, device, sha256(given_weights(cfg)))
     places = trainer.resume(found) if found else None
     stream = (dataclasses.replace(read(jobs), place=after)
-              for jobs, after in jobs_of(pairs, cfg, (processes.rank, processes.world), places))
+              for jobs, after in jobs_of(sets[0], cfg, share, places))
     fit(trainer, preset, stream, held_out, None)
 
 

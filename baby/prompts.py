@@ -4,7 +4,8 @@
     python data.py pairs --manifest runs/align/manifest.json --out runs/align/pairs --candidates 6
 
 Its training songs it sings about as well as they were sung to it; these words come faster, and off the beat.
-No sound is made: the model sings them itself, again and again. No line is one of baby/held_out.txt.
+A prompt is one line, so that a score says as much as it can of what was sung. No sound is made: the model
+sings them itself, again and again.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from baby.judge import LINES, timed  # noqa: E402
+from baby.judge import timed  # noqa: E402
 from baby.songs import FLITE, ROOT, vocabulary  # noqa: E402
 from formats import word_json  # noqa: E402
 from phonemes import load_phonemizer  # noqa: E402
@@ -24,15 +25,15 @@ from phonemes import load_phonemizer  # noqa: E402
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/align"), help="folder")
-    parser.add_argument("--songs", type=int, default=80, help="how many")
+    parser.add_argument("--songs", type=int, default=120, help="how many")
     parser.add_argument("--phonemizer", type=Path, default=ROOT / "weights/baby/phonemizer.pt")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     phonemizer, (known, _, chances), manifest = load_phonemizer(args.phonemizer), vocabulary(), []
     for i in range(args.songs):
         rng = np.random.default_rng([1, i])                  # judge.py's are of one number
-        lines = [" ".join(rng.choice(known, rng.integers(4, 9), p=chances)) for _ in range(LINES)]
-        words, name = timed(lines, rng, phonemizer), f"{i:04d}"
+        line = " ".join(rng.choice(known, rng.integers(4, 9), p=chances))
+        words, name = timed([line], rng, phonemizer), f"{i:04d}"
         (args.out / f"{name}.json").write_text(json.dumps([word_json(word) for word in words]))
         manifest.append({"id": name, "lrc_path": f"{name}.json", "duration": words[-1].end + 0.5,
                          "style": list(FLITE)[i % 2]})

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import config
+import evaluate
 import prepare
 import sample
-from config import PRESETS, STYLES, WEIGHTS, DPOConfig, SampleConfig, UserError
+from config import PRESETS, STYLES, WEIGHTS, DPOConfig, EvaluateConfig, SampleConfig, UserError
 from pairs import choose
 from phonemes import SymbolTable, load_phonemizer
 from processes import Processes
@@ -154,8 +155,8 @@ def test_margin_rounds_and_another_scorer(tiny_folder, prompts, capsys, monkeypa
     monkeypatch.undo()
     run(tiny_folder, prompts, "--round", 2, "--candidates", 3, "--seed", 5)
     second = folder.with_name("round-2")
-    assert list(read(second / "scores.json")["scores"]["one"]) == ["8", "9", "10"]
-    assert [pair["win_seed"] for pair in read(second / "pairs.json")] == [9, 9]
+    assert list(read(second / "scores.json")["scores"]["one"]) == ["1005", "1006", "1007"]
+    assert [pair["win_seed"] for pair in read(second / "pairs.json")] == [1005, 1005]
 
 
 def test_broken_prompts_and_scorers(tiny_folder, prompts, capsys):
@@ -174,21 +175,55 @@ def test_broken_prompts_and_scorers(tiny_folder, prompts, capsys):
 
 
 @pytest.mark.parametrize("args, fragment", [
-    (["--candidates", "1"], "--candidates 1: expected 2 or more"),
-    (["--round", "0"], "--round 0: expected 1"), (["--margin", "nan"], "--margin nan: expected 0 or more"),
+    (["--candidates", "1"], "--candidates 1: expected 2 to 1000"),
+    (["--round", "0"], "--round 0: expected 1"), (["--margin", "nan"], "--margin nan: expected 0 to inf"),
     (["--scorer", "taste"], "--scorer taste: expected phonemes, timing, style, audiobox, songeval or MODULE"),
-    (["--seed", str(2 ** 63 - 4)], "--seed"), (["--manifest", "none.json"], "none.json: No such file")])
+    (["--scorer", "test_pairs:no_such"], "--scorer test_pairs:no_such: AttributeError"),
+    (["--scorer", ":f"], "--scorer :f: ValueError"),
+    (["--scorer", "faulty:f"], "faulty:f: NameError: name 'x'"),
+    (["--scorer", "test_pairs:SCORER"], "is 'test_pairs:by_seed'; expected a function"),
+    (["--seed", str(2 ** 63 - 4)], "--seed"), (["--manifest", "none.json"], "none.json: No such file"),
+    (["gt"], "none.pt: no such file beside")])
 def test_mistakes(tiny_folder, prompts, args, fragment, monkeypatch):
     """Told before anything is sung."""
+    if args == ["gt"]:
+        prompts.write_text(json.dumps([read(prompts)[0] | {"gt_latent": "none.pt"}]))
+        args = []
+    (prompts.parent / "faulty.py").write_text("x")
+    monkeypatch.syspath_prepend(prompts.parent)
     monkeypatch.setattr(sample, "perform", lambda *args: pytest.fail("sang"))
     with pytest.raises(UserError) as caught:
         run(tiny_folder, prompts, *args)
     assert fragment in str(caught.value)
 
 
-def test_killed_and_by_two_processes(tiny_folder, prompts, monkeypatch):
-    """A killed run that begins again, or pairs that depend on who sang them."""
+def test_phones_at_times_of_their_own(tiny_folder, tiny_preset, prompts, monkeypatch):
+    """Words that are trained at other times than they were sung at."""
+    (prompts.parent / "one.json").unlink()
+    (prompts.parent / "one.lrc").write_text("[00:00.20]<00:00.20>hel<00:01.00>lo<00:01.40>\n")
+    prompts.write_text(json.dumps([read(prompts)[0] | {"lrc_path": "one.lrc"}]))
+    _, folder = run(tiny_folder, prompts)
+    monkeypatch.setitem(config.PRESETS, "tiny", tiny_preset)
+    table = SymbolTable(load_phonemizer(BABY / "phonemizer.pt").symbols)
+    item = Pairs(DPOConfig(pairs=(str(folder / "pairs.json"),)), tiny_preset, table)[0, 0]
+    cell_hz = 4 * 24000 / 512
+    assert item["phonemes"].tolist().index(table.ids["l"]) == int(1.0 * cell_hz)
+
+
+def test_broken_latents(tiny_folder, prompts, capsys):
+    """A traceback after hours of singing."""
+    _, folder = run(tiny_folder, prompts)
+    (folder / "cfm_latents" / "one-2.pt").write_bytes(b"")
+    code, _ = run(tiny_folder, prompts)
+    assert code == 1 and [pair["id"] for pair in read(folder / "pairs.json")] == ["two, too"]
+    assert "one-2.pt: " in capsys.readouterr().err
+
+
+def test_killed(tiny_folder, prompts, monkeypatch):
+    """A killed run that begins again, or leaves an earlier run's pairs over other songs."""
     sung, perform = [], sample.perform
+    run(tiny_folder, prompts, "--steps", 2)
+    assert (prompts.parent / "out/round-1/pairs.json").exists()
 
     def killed(*args):
         if len(sung) == 5:
@@ -201,12 +236,17 @@ def test_killed_and_by_two_processes(tiny_folder, prompts, monkeypatch):
     assert not (prompts.parent / "out/round-1/pairs.json").exists() and sung == [0, 1, 2, 3, 0]
     monkeypatch.setattr(sample, "perform", lambda *args: (sung.append(args[2]), perform(*args))[1])
     assert run(tiny_folder, prompts)[0] == 0 and sung == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_pairs(tiny_folder, prompts):
+    """Pairs that depend on who sang them, or of one process's prompts alone."""
+    run(tiny_folder, prompts)
     both = prompts.parent / "both"
     done = subprocess.run([str(x) for x in [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "data.py",
         "pairs", "--manifest", prompts, "--model", tiny_folder, "--out", both, "--scorer", SCORER,
-        "--device", "cpu"]],
-        cwd=ROOT, capture_output=True, text=True,
+        "--device", "cpu"]], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")})
     assert done.returncode == 0, done.stderr
     alone = prompts.parent / "out" / "round-1"
@@ -230,7 +270,7 @@ def test_best_of(tiny_folder, tmp_path, capsys):
     first, second = ((tmp_path / f"song-{i}.wav").read_bytes() for i in (1, 2))
     assert out.read_bytes() == second != first
     about = read(tmp_path / "song.wav.json")
-    assert about["best_of"] == {"by": [SCORER, "ear"], "scores": {"0": 0.3, "1": 0.9, "2": 0.1}}
+    assert about["best_of"] == {"by": [SCORER, "ear", True], "scores": {"0": 0.3, "1": 0.9, "2": 0.1}}
     told = capsys.readouterr().out
     assert "the best of 3: seed 1" in told and f"song-2.wav: {SCORER} 0.9000" in told
     sing(tiny_folder, "--config", tmp_path / "song.wav.json", "--out", tmp_path / "again.wav")
@@ -263,6 +303,27 @@ def test_best_of_a_manifest(tiny_folder, prompts, monkeypatch):
     (out / "generated" / "one.wav").unlink()
     assert again("--best-of", 3, *other)[0]["seeds"] == [2] and sung == [2]
     assert again("--best-of", 3, *other)[0]["status"] == "finished" and not sung
+    rows, _ = evaluate.evaluated(out, EvaluateConfig(songs=out), evaluate.small_ear(), {})
+    assert [row["id"] for row in rows] == ["one", "two, too"]            # not the candidates
+
+
+def test_killed_before_the_best_is_written(tiny_folder, prompts, monkeypatch):
+    """The best of other candidates, taken for that of these."""
+    prompts.write_text(json.dumps(read(prompts)[:1]))
+    args = ["--manifest", prompts, "--out-dir", prompts.parent / "songs", "--best-of", 2]
+    sing(tiny_folder, *args)                                 # of seeds 0 and 1 it is 1
+    write = sample.write
+
+    def killed(sung, score, request, cfg, outputs, **more):
+        if "best_of" in more:
+            raise KeyboardInterrupt
+        write(sung, score, request, cfg, outputs, **more)
+    monkeypatch.setattr(sample, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sing(tiny_folder, *args, "--seed", 1, "--scorer", "test_pairs:turned")
+    monkeypatch.undo()
+    sing(tiny_folder, *args, "--seed", 1, "--scorer", "test_pairs:turned")
+    assert read(prompts.parent / "songs" / "metadata.json")[0]["seeds"] == [2]
 
 
 @pytest.mark.parametrize("args, fragment", [

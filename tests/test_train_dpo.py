@@ -10,6 +10,7 @@ import torch
 from conftest import BABY
 from safetensors.torch import load_file, save_file
 
+import checkpoint
 import config
 import train_dpo
 from config import AVERAGED, RECIPES, WEIGHTS, DPOConfig, UserError
@@ -122,7 +123,6 @@ def test_reference_losses_worked_out_before(cfg, tmp_path, monkeypatch):
     half = dataclasses.replace(before, out=tmp_path / "half", steps=2, log_every=1)
     train(half)
     assert len(counted) == 2 + 2 * 2                         # held-out batches, and those of two steps
-    (tmp_path / "half" / "reference-rank1.pt").write_bytes(b"of another process")
     same = train(dataclasses.replace(half, steps=4))
     assert len(counted) == 2 + 4 * 2
     rows, same = ([{k: row[k] for k in ("loss", "inside", "reference_loss", "update_norm")} for row in some
@@ -130,10 +130,43 @@ def test_reference_losses_worked_out_before(cfg, tmp_path, monkeypatch):
     assert rows == same and len(rows) == 4
     one, two = (load_file(c.out / "last" / WEIGHTS) for c in (cfg, half))
     assert all(torch.equal(one[k], two[k]) for k in two)
-    entries = json.loads((tmp_path / "pairs.json").read_text())
-    (tmp_path / "pairs.json").write_text(json.dumps(entries[::-1]))      # its losses are of other songs
-    train(dataclasses.replace(half, steps=5))
-    assert len(counted) == 2 + 4 * 2 + 2 + 1 * 2
+
+
+def test_reference_losses_of_other_files_are_not_taken(cfg, tmp_path, monkeypatch):
+    """A run that goes on with losses of songs that were replaced, or with a file that was cut short."""
+    counted, frozen = [], train_dpo.frozen_losses
+    cfg = dataclasses.replace(cfg, reference="precomputed", batch=4)
+    monkeypatch.setattr(train_dpo, "frozen_losses", lambda *args: counted.append(args) or frozen(*args))
+    train(dataclasses.replace(cfg, steps=1))
+    (tmp_path / "run" / "reference-rank0.pt").write_bytes(b"cut")
+    train(dataclasses.replace(cfg, steps=3))
+    assert len(counted) == 1 + 2
+    torch.save(torch.load(tmp_path / "win0.pt") + 1, tmp_path / "win0.pt")
+    rows = train(dataclasses.replace(cfg, steps=4, log_every=1))
+    assert len(counted) == 1 + 2 + 1
+    fresh = train(dataclasses.replace(cfg, steps=1, log_every=1, out=tmp_path / "fresh"))
+    assert fresh[0]["inside"] == 0 and rows[-1]["step"] == 4
+
+
+def test_weights_that_changed_under_a_run(cfg):
+    """A reference that is another one after a restart: --init-from may lead to a run that goes on."""
+    train(dataclasses.replace(cfg, steps=1))
+    save_file({k: v + 1 for k, v in load_file(cfg.init_from).items()}, cfg.init_from)
+    with pytest.raises(UserError, match="began from other weights than --init-from .* has now; use another"):
+        train(dataclasses.replace(cfg, steps=2))
+
+
+def test_a_checkpoint_of_train(cfg):
+    """Told as a broken checkpoint."""
+    train(dataclasses.replace(cfg, steps=1))
+    path = cfg.out / "last" / "state.json"
+    state = json.loads(path.read_text())
+    del state["config"]["beta"]
+    path.write_text(json.dumps(state, indent=1))
+    sizes = json.loads((path.parent / checkpoint.CONTENTS).read_text())
+    (path.parent / checkpoint.CONTENTS).write_text(json.dumps(sizes | {path.name: path.stat().st_size}))
+    with pytest.raises(UserError, match="was made with --beta None, not 20.0"):
+        train(dataclasses.replace(cfg, steps=2))
 
 
 def test_the_norm_of_an_update(cfg):
@@ -196,8 +229,11 @@ def test_bad_pairs(cfg, tmp_path, change, fragment):
     ({"sft": "all"}, "--sft all: expected one of none, win, gt"),
     ({"init_from": None}, "--init-from: expected"),
     ({"beta": 0.0}, "--beta 0.0"), ({"reference": "half"}, "--reference half: expected one of float32"),
-    ({"pairs": ()}, "--pairs: expected a JSON file"), ({"pairs": ("no.json",)}, "no.json: No such file")])
-def test_mistakes(cfg, change, fragment):
+    ({"pairs": ()}, "--pairs: expected a JSON file"), ({"pairs": ("[]",)}, "has no pairs; data.py pairs"),
+    ({"pairs": ("no.json",)}, "no.json: No such file")])
+def test_mistakes(cfg, change, fragment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "[]").write_text("[]")
     with pytest.raises(UserError, match=".") as caught:
         train(dataclasses.replace(cfg, **change))
     assert fragment in str(caught.value)
