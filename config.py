@@ -392,8 +392,8 @@ RECIPES = {
     "baby-pretrain": TrainConfig(data=DataSettings(bucket=8, workers=1)),
     "baby-sft": TrainConfig(data=DataSettings(bucket=8, workers=1), out=Path("runs/baby-sft"), steps=300,
                             lr=1e-4, warmup=30, decay=1.0, init_from=Path("weights/baby")),
-    "baby-dpo": DPOConfig(out=Path("runs/baby-dpo"), steps=200, lr=1e-5, warmup=20, decay=1.0, ema=0.0,
-                          sft="win", save_every=50, log_every=10, listen=False,
+    "baby-dpo": DPOConfig(out=Path("runs/baby-dpo"), steps=150, lr=1e-5, warmup=15, decay=1.0, ema=0.0,
+                          sft="win", bf16=False, save_every=50, log_every=10, listen=False,
                           init_from=Path("weights/baby")),
 }
 

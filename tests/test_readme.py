@@ -89,5 +89,5 @@ def test_links_lead_to_files_and_headings():
     links = re.findall(r"\]\((?!http)([^)]+)\)", README)
     headings = {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-")
                 for line in re.findall(r"^#+ (.*)", README, re.MULTILINE)}
-    assert links and all(link[1:] in headings if link[0] == "#" else (ROOT / link).is_file()
+    assert links and all(link[1:] in headings if link[0] == "#" else (ROOT / link.split("#")[0]).is_file()
                          for link in links)
