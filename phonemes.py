@@ -4,6 +4,7 @@ Read `sung_spans` (how a word's time is shared among its sounds), then `phoneme_
 T latent frames, L = 4T cells. Source: the published JAM-0.5 data conversion, checked by golden values.
 """
 
+import functools
 import math
 import re
 import warnings
@@ -220,8 +221,8 @@ def _read_lexicon(checkpoint: dict) -> dict[str, str]:
     return {word.lower(): lexicon[word] for word in sorted(lexicon) if lexicon[word]}
 
 
-def _read_model(checkpoint: dict) -> "Phonemizer":
-    """Builds what a checkpoint holds. Raises: any of READ_ERRORS if it is no forward DeepPhonemizer."""
+def _read_model(checkpoint: dict) -> tuple:
+    """Builds the arguments of a Phonemizer. Raises: any of READ_ERRORS if it is no forward DeepPhonemizer."""
     from dp.model.model import ForwardTransformer
     from dp.model.predictor import Predictor
     from dp.model.utils import PositionalEncoding
@@ -242,7 +243,13 @@ def _read_model(checkpoint: dict) -> "Phonemizer":
     tokenizers = [SequenceTokenizer([], [], 1), SequenceTokenizer([], [], 1)]
     for tokenizer, table in zip(tokenizers, tables):
         vars(tokenizer).update(table)  # the file's tables: a fork's config may not reproduce their order
-    return Phonemizer(Predictor(model.eval(), Preprocessor(None, *tokenizers)), _read_lexicon(checkpoint))
+    return Predictor(model.eval(), Preprocessor(None, *tokenizers)), _read_lexicon(checkpoint)
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path: str, size: int, changed_ns: int) -> tuple:
+    """As `_read_model`, once while a file is the same: size and time of change are only the cache's."""
+    return _read_model(_unpickle(path))
 
 
 def load_phonemizer(path: str | Path) -> "Phonemizer":
@@ -262,7 +269,8 @@ def load_phonemizer(path: str | Path) -> "Phonemizer":
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file, expected a DeepPhonemizer checkpoint (.pt)")
     try:
-        phonemizer = _read_model(_unpickle(path))
+        about = Path(path).stat()
+        phonemizer = Phonemizer(*_read(str(Path(path).resolve()), about.st_size, about.st_mtime_ns))
         SymbolTable(phonemizer.symbols)                          # refuses too many
     except ImportError as error:
         raise ImportError("pronouncing words needs: pip install deep-phonemizer==0.0.19") from error
