@@ -54,7 +54,7 @@ def read_manifest(path: Path, variants: int = 1, best_of: int = 1) -> list[tuple
     ids = [name if isinstance(name, str) and name else f"entry {i}" for i, name in enumerate(ids, 1)]
     taken: dict[str, int] = {}
     for i, song_id in enumerate(ids, 1):
-        for name in {song_id, *names_of(song_id, variants, best_of)}:
+        for name in dict.fromkeys([song_id, *names_of(song_id, variants, best_of)]):
             if taken.setdefault(name, i) != i:
                 raise UserError(f'{path}: entry {taken[name]} and entry {i} would both be "{name}"; '
                                 "give each song an id of its own")
