@@ -3,7 +3,7 @@
     python baby/prompts.py --out runs/align
     python data.py pairs --manifest runs/align/manifest.json --out runs/align/pairs --candidates 6
 
-Words come faster than in its training songs, and off the beat: there is more to choose between its songs then.
+Words come faster than in its training songs, and off the beat: there is more to choose between its songs.
 A prompt is one line, so that a score says as much as it can of what was sung. No sound is made: the model
 sings them itself, again and again.
 """
