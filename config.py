@@ -148,7 +148,7 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class SingSettings:
-    """How a model sings, and how its songs are chosen from."""
+    """How a model sings, and by what its songs are chosen."""
     model: str = setting("baby", "baby, jam-0.5, a .safetensors file, or a folder with model.safetensors")
     seed: int = setting(0, "same seed, same song")
     bpm: float = setting(PlanSettings.bpm, "beats a minute of lyrics without times")

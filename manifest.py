@@ -3,8 +3,8 @@
 A manifest is a JSON list of {"id", "lrc_path", "duration", "audio_path", "prompt_path"}, the published form:
 lyrics, seconds, and the sound file or the text that the style is taken from. "seed" and "style" (a name, a
 vector or a sound file) may be given as well, and "gt_latent", which pairs.py hands on. Paths are relative to
-the manifest or to the working directory, whichever exists. Read `song_of`, then `Outputs`,
-then `Report`; sample.py makes the songs.
+the manifest or to the working directory, whichever exists. Read `song_of`, then `Outputs`, then `Report`;
+sample.py makes the songs.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Pairs of a better and a worse song, to align a model with, from the songs that it sings itself.
 
     python data.py pairs --manifest prompts.json --model runs/mine/last --out pairs
-    python train_dpo.py --pairs pairs/round-1/pairs.json --init-from runs/mine/last
+    python train_dpo.py --config baby-dpo --init-from runs/mine/last --pairs pairs/round-1/pairs.json
 
 Each prompt is sung several times (sample.py, which goes on where it was stopped), each song gets a score
 (evaluate.py), the best and the worst become a pair in the published form. Read `choose`, then `make_pairs`.
