@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 # Small models lose more to threads' waiting than they gain: two processes of one thread, whose sums are the same anywhere.
-TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
-# The embedded model's own making; smaller numbers try the stages out.
+# Settings of `make baby`; smaller numbers try the stages out.
 BABY ?= runs/made
 SHARDS ?= 22
 STEPS ?= 3000
@@ -32,18 +32,17 @@ test-all: venv lint
 lint: venv
 	$(PY) -m ruff check .
 
-# The embedded model from nothing, stage by stage, into $(BABY); see baby/README.md. Goes on where it stopped.
+# The embedded model from scratch, stage by stage, in $(BABY); see baby/README.md. Continues where it stopped.
 baby: $(BABY)/phonemizer.pt
-	$(PY) baby/songs.py --out $(BABY)/data --assets $(BABY) --shards $(SHARDS)
+	$(PY) -m baby.songs --out $(BABY)/data --assets $(BABY) --shards $(SHARDS)
 	$(PY) train.py --config baby-pretrain --data.shards '$(BABY)/data/songs-*.tar' --assets $(BABY) \
 	    --out $(BABY)/run --steps $(STEPS)
-	$(PY) baby/pack.py $(BABY)/run $(BABY)/model
+	$(PY) -m baby.pack $(BABY)/run $(BABY)/model
 	$(PY) sample.py --model $(BABY)/model --out $(BABY)/song.wav
 
 $(BABY)/phonemizer.pt: | venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r baby/requirements.txt
-	mkdir -p $(BABY)
-	$(PY) baby/phonemizer.py --out $@ --steps $(PHONEMIZER_STEPS)
+	$(PY) -m baby.phonemizer --out $@ --steps $(PHONEMIZER_STEPS)
 
 clean:
 	rm -rf $(VENV)

@@ -1,53 +1,74 @@
-"""Every setting, size and unit in one place.
+"""Every setting, size and unit of the method in one place.
 
-Read from top to bottom: the parts of a model, PRESETS, then the settings of each command. cli.py makes the
-command lines from these classes. A setting's value is taken from, in rising order: its default here, the
-model's preset, `--config FILE`, its flag.
+Read from top to bottom: the parts of a model, PRESETS, then the settings of each command. The comment after
+a setting is its `--help`; a comment line of its own names the group in which `--help` shows the settings
+below it. support/cli.py makes the command lines. A setting's value is taken from, in rising order: its
+default here, the model's preset, `--config FILE`, its flag. Rooms keep the settings of their own commands.
 """
 
+import dataclasses
 import math
 import pickle
 import struct
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+# What a model's folder holds; training checkpoints and prepared songs hold the last two, too.
+WEIGHTS, CONFIG, STYLES = "model.safetensors", "config.json", "styles.safetensors"
+PHONEMIZER, AVERAGED, SILENCE = "phonemizer.pt", "ema.safetensors", "silence.pt"
 
 # Names that settings may have; phonemes.py and model.py say what they mean.
 FILLERS = ("average_sparse", "average_repeat", "pad_right", "sung")
 GUIDANCE_WEIGHTS = {"none": 0, "single": 1, "dual": 2, "dual_fix": 2}     # how many weights a mode takes
+SOUND_FORMATS = ("wav", "flac", "ogg", "mp3")
 
-# What a model's folder holds.
-WEIGHTS, CONFIG, STYLES, PHONEMIZER = (
-    "model.safetensors", "config.json", "styles.safetensors", "phonemizer.pt")
-# And what a training checkpoint and prepared songs hold besides.
-AVERAGED, SILENCE = "ema.safetensors", "silence.pt"
-
-
-# All that reading a broken or foreign file led to.
+# Exceptions that reading a corrupt or foreign file can raise.
 READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
                AssertionError, struct.error, pickle.UnpicklingError)
+# Exceptions that end one song, not the run; a device without memory left raises RuntimeError.
+SONG_ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError)
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: file, place, value and what would be accepted, in one line."""
+    """A user's mistake: file, place, value and what would be accepted, in one line."""
 
     def __init__(self, text: str):
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
-def setting(default: object, text: str, short: str = "") -> typing.Any:
-    """A dataclass field with its unit, range and reason; `--help` prints the text. `short` as in -o."""
-    return field(default=default, metadata={"help": text, "short": short})
+class Settings:
+    """Base of settings classes: checks every value against its `within` or `one_of`. Raises: UserError."""
+    prefix = ""               # stands before each flag: --data.shards
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, accepts = getattr(self, field.name), field.metadata.get("accepts", lambda value: True)
+            if value is not None and not accepts(value):
+                name = f"--{self.prefix}{field.name}".replace("_", "-")
+                raise UserError(f"{name} {value}: expected {field.metadata['expected']}")
 
 
-def argument(text: str) -> typing.Any:
-    """A setting without a name on the command line, which has to be given."""
-    return field(metadata={"help": text})
+def within(default: object, low: float, high: float = math.inf) -> typing.Any:
+    """A number from low to high, ends included; low = ABOVE_0 leaves out 0 itself."""
+    lowest = "more than 0" if low == ABOVE_0 else f"{low} or more"
+    return dataclasses.field(default=default, metadata={
+        "accepts": lambda value: low <= value <= high and value < math.inf,
+        "expected": lowest if high == math.inf else f"{low} to {high}"})
+
+
+def one_of(default: object, choices: typing.Collection[str]) -> typing.Any:
+    """A text that is one of `choices`."""
+    return dataclasses.field(default=default, metadata={
+        "accepts": lambda value: value in choices, "expected": f"one of {', '.join(choices)}"})
+
+
+ABOVE_0 = math.ulp(0.0)       # the smallest number above 0
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network's sizes; all of them are in a checkpoint, so none has a default."""
+    """The network's sizes. A checkpoint holds all of them, so none has a default."""
     dim: int                  # width of the blocks, a multiple of heads and of 16
     depth: int                # blocks; the first half of them gets the text fusion
     heads: int                # attention heads
@@ -81,6 +102,7 @@ class CodecConfig:
     width: int = 0            # channels beside the wave; each deeper level has multiples[i] times as many
     strides: tuple[int, ...] = ()        # of the encoder's levels; their product is hop
     multiples: tuple[int, ...] = ()
+    decoder_width: int = 0    # like width, for the decoder alone; 0: the same
 
 
 @dataclass(frozen=True)
@@ -93,19 +115,19 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Preset:
-    """A whole model as it is used: what its weights cannot tell by themselves."""
+    """A whole model as it is used: everything that its weights do not say."""
     model: ModelConfig
     codec: CodecConfig
     filler: str               # how a word's phonemes fill its cells: one of FILLERS
     trim: bool                # sample only as many frames as the song has; else always max_frames
     guidance: Guidance
-    style_encoder: str        # makes styles of sound and text: muq-mulan, or none
+    style_encoder: str        # turns sound and text into styles: muq-mulan, or none
     negative_style: str       # what guidance leads away from: zeros, or vocal (published with JAM)
     steps: int                # grid points of the sampler; one more than its Euler steps
 
 
 PRESETS = {
-    # 5M parameters, made by baby/: sings a cappella, up to 20 s, from flite's two voices.
+    # 5M parameters, made by baby/: sings a cappella, up to 20 s, with two voices.
     "baby": Preset(
         ModelConfig(dim=256, depth=5, heads=4, ff_mult=3, mel_dim=160, text_num_embeds=64, text_dim=128,
                     cond_dim=128, conv_layers=2, max_frames=960),
@@ -113,8 +135,8 @@ PRESETS = {
                     floor=5e-3, log_mean=-1.5, log_std=2.3, griffin_lim_steps=80),
         filler="sung", trim=True, guidance=Guidance("dual", (1.0, 2.0), (0.0, 1.0)),
         style_encoder="none", negative_style="zeros", steps=32),
-    # 530M parameters, arXiv 2507.20880: whole songs, up to 232 s. Weights, codec and style encoder come from
-    # the hub (see hub.py).
+    # 530M parameters, arXiv 2507.20880: whole songs, up to 232 s. support/hub.py fetches its weights, its
+    # codec and its style encoder.
     "jam-0.5": Preset(
         ModelConfig(dim=1408, depth=16, heads=32, ff_mult=4, mel_dim=64, text_num_embeds=256, text_dim=512,
                     cond_dim=512, conv_layers=4, max_frames=5000),
@@ -126,256 +148,174 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class PlanSettings:
-    """How words without times are placed."""
-    bpm: float = setting(100.0, "beats a minute of lines without times, 20..400")
-    beats_per_bar: int = setting(4, "beats of a bar, 1..16; a section starts on a bar, a line on half a bar "
-                                   "(an odd number: on a beat)")
-    bars_per_line: float | None = setting(None, "bars a line takes; default: what its syllables need")
-    duration: float | None = setting(None, "seconds that the song is fitted into; default: as --bpm has it")
-    start_s: float = setting(0.5, "second at which the first bar starts")
-    gap_bars: float = setting(2.0, "bars of a section without words: [Intro], [Break], [Solo], [Outro]")
-    section_bars: float = setting(0.0, "bars of rest before a section, beyond what takes it to the next bar")
-
-    def __post_init__(self):
-        for name, low, high in (("bpm", 20, 400), ("beats_per_bar", 1, 16), ("bars_per_line", 0.25, 64),
-                                ("duration", 1, 36000), ("start_s", 0, 3600), ("gap_bars", 0, 64),
-                                ("section_bars", 0, 64)):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"{name} is {value}; expected {low}..{high}")
-
-
-@dataclass(frozen=True)
-class SingSettings:
-    """How a model sings, and by what its songs are chosen."""
-    model: str = setting("baby", "baby, jam-0.5, a .safetensors file, or a folder with model.safetensors")
-    seed: int = setting(0, "same seed, same song")
-    bpm: float = setting(PlanSettings.bpm, "beats a minute of lyrics without times")
-    lexicon: Path | None = setting(None, "pronunciations of your own: lines of a word and its IPA or ARPAbet")
-    # Style
-    style: tuple[str, ...] | None = setting(
-        None, "a style that the model names (baby: female, male), a sound file, or a saved vector (.npy, "
-        ".pt, .safetensors), with a weight if you like (a.mp3:0.7); again for a blend; default: the first")
-    style_text: tuple[str, ...] | None = setting(
-        None, "the style in words, 300 characters at most, with a weight if you like; blends with --style")
-    num_style_secs: float = setting(30.0, "seconds of a sound file that its style is taken from")
-    style_start: float = setting(0.0, "second of the sound file where they begin")
-    random_crop_style: bool = setting(False, "begin them anywhere, by --seed")
-    use_prompt_style: bool = setting(False, "style from a manifest's prompt_path, not its audio_path")
-    ignore_style: bool = setting(False, "sing in the negative style")
-    negative_style: str | None = setting(
-        None, "what guidance leads away from: zeros, vocal, or a file; default: the model's preset")
-    # Sampler
-    steps: int | None = setting(None, "grid points of the sampler, 2 or more; default: the model's preset")
-    guidance: str | None = setting(None, "none, single, dual or dual_fix; default: the model's preset")
-    guidance_weights: tuple[float, ...] | None = setting(None, "style and lyrics, e.g. 1,2; or one strength")
-    guidance_range: tuple[float, ...] | None = setting(
-        None, "flow times between which guidance acts, e.g. 0,1")
-    sway: float | None = setting(None, "-1..0: more steps near the noise")
-    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
-    dtype: str = setting("float32", "float32, as published, or bfloat16, half the memory")
-    # What songs are chosen by
-    scorer: str = setting("phonemes:1,timing:1", "phonemes, timing, style, audiobox, songeval, "
-                                                 "MODULE:FUNCTION, or a sum of them; see evaluate.py")
-    recogniser: str | None = setting(
-        None, "what listens for phonemes and timing: ear (songs of the embedded model) or wav2vec2 (real "
-        "songs); default: by the model's codec")
-    separate: bool = setting(True, "for wav2vec2: take the voice out of the mix first")
-    # Where the parts of a model lie
-    vae: str | None = setting(
-        None, "decoder: diffrhythm, stable-audio, or a local file; default: diffrhythm where one is needed")
-    phonemizer: Path | None = setting(None, "a DeepPhonemizer checkpoint; default: the model's own")
-    style_encoder: Path | None = setting(
-        None, "folder with MuQ-MuLan-large, MuQ-large-msd-iter and xlm-roberta-base; default: the hub's")
-    offline: bool = setting(False, "use what is on this machine only")
+class SingSettings(Settings):
+    """How a model sings, and how takes are judged."""
+    # song
+    model: str = "baby"                         # baby, jam-0.5, a .safetensors file, or a folder that holds
+                                                #   model.safetensors
+    seed: int = within(0, 0, 2 ** 63 - 1)       # the same seed gives the same song
+    bpm: float = within(100.0, 20, 400)         # beats per minute, for lyrics without times
+    lexicon: Path | None = None                 # your own pronunciations: lines of a word and its IPA or
+                                                #   ARPAbet
+    # style
+    style: tuple[str, ...] | None = None        # a style that the model names (baby: female, male), a sound
+                                                #   file, or a saved vector (.npy, .pt, .safetensors), with an
+                                                #   optional weight (a.mp3:0.7); repeat to blend; default: the
+                                                #   model's first
+    style_text: tuple[str, ...] | None = None   # the style in words, at most 300 characters, with an
+                                                #   optional weight; repeat to blend, also with --style
+    num_style_secs: float = within(30.0, 0.1)   # seconds of a sound file that its style is taken from
+    style_start: float = within(0.0, 0)         # second of the sound file where they begin
+    random_crop_style: bool = False             # begin them at a place that --seed chooses
+    use_prompt_style: bool = False              # take the style from a manifest's prompt_path, not audio_path
+    ignore_style: bool = False                  # sing in the negative style
+    negative_style: str | None = None           # what guidance leads away from: zeros, vocal, or a file;
+                                                #   default: the model's preset
+    # sampler
+    steps: int | None = within(None, 2)         # grid points of the sampler; default: the model's preset
+    guidance: str | None = one_of(None, GUIDANCE_WEIGHTS)    # none, single, dual or dual_fix; default: the
+                                                #   model's preset
+    guidance_weights: tuple[float, ...] | None = None        # style and lyrics, e.g. 1,2; or one strength
+    guidance_range: tuple[float, ...] | None = None          # flow times between which guidance acts:
+                                                #   0,1
+    sway: float | None = within(None, -1, 0)    # -1 to 0: below 0, more of the steps lie near the noise
+    device: str = "auto"                        # auto (CUDA, then MPS, then CPU), or a torch device
+    dtype: str = one_of("float32", ("float32", "bfloat16"))  # float32, as published, or bfloat16, half the
+                                                #   memory
+    # choosing
+    scorer: str = "phonemes:1,timing:1"         # phonemes, timing, style, audiobox, songeval,
+                                                #   MODULE:FUNCTION, or a weighted sum of them
+    recogniser: str | None = one_of(None, ("ear", "wav2vec2"))      # who listens for phonemes and timing: ear
+                                                #   (songs of the embedded model) or wav2vec2 (real songs);
+                                                #   default: by the model's codec
+    separate: bool = True                       # for wav2vec2: separate the voice from the mix first
+    # files
+    vae: str | None = None                      # decoder: diffrhythm, stable-audio, or a local file; default:
+                                                #   diffrhythm, if the model needs one
+    phonemizer: Path | None = None              # a DeepPhonemizer checkpoint; default: the model's own
+    style_encoder: Path | None = None           # folder of MuQ-MuLan-large, MuQ-large-msd-iter and
+                                                #   xlm-roberta-base; default: the hub's
+    offline: bool = False                       # download nothing
 
 
 @dataclass(frozen=True)
 class SampleConfig(SingSettings):
     """Sing words, with times or without: one song, or all songs of a manifest."""
-    lyrics: Path = setting(Path("examples/hello.json"), "plain text, or timed words (JSON, LRC, SRT, ASS...)")
-    duration: float | None = setting(None, "length in seconds; default: half a second after the last word")
-    out: Path = setting(Path("song.wav"), "result; .wav, .flac, .ogg or .mp3")
-    page: bool = setting(True, "write NAME.html, to hear and read the song, and NAME.png, its spectrogram")
-    batch_infer_num: int = setting(1, "variants of each song, with seeds counting up from --seed")
-    best_of: int = setting(1, "candidates of each song, NAME-1, NAME-2..., with seeds counting up; the one "
-                              "that --scorer likes best is the song")
-    # Many songs
-    manifest: Path | None = setting(
-        None, "JSON list of {id, audio_path, lrc_path, duration, prompt_path[, seed]}; needs --out-dir")
-    out_dir: Path | None = setting(None, "folder of a manifest's songs; finished ones are not made again")
-    format: str | None = setting(None, "wav, flac, ogg or mp3, of a manifest's songs; default: mp3")
-    doctor: bool = setting(False, "list all assets, versions and devices, and what is missing; sing nothing")
+    # song
+    lyrics: Path = Path("examples/hello.json")  # plain text, or timed words (JSON, LRC, SRT, ASS...)
+    duration: float | None = None               # length in seconds; default: half a second after the last
+                                                #   word
+    out: Path = Path("song.wav")                # the song: .wav, .flac, .ogg or .mp3
+    page: bool = True                           # also write NAME.html, a page that plays the song, and
+                                                #   NAME.png, its spectrogram
+    # choosing
+    batch_infer_num: int = within(1, 1)         # variants of each song, with seeds counting up from --seed
+    best_of: int = within(1, 1)                 # sing so many takes, NAME-1, NAME-2..., with seeds counting
+                                                #   up; the one with the best --scorer becomes the song
+    # many songs
+    manifest: Path | None = None                # JSON list of {id, audio_path, lrc_path, duration,
+                                                #   prompt_path[, seed]}; needs --out-dir
+    out_dir: Path | None = None                 # folder for a manifest's songs; finished ones are kept
+    format: str | None = one_of(None, SOUND_FORMATS)         # format of a manifest's songs; default: mp3
+    doctor: bool = False                        # list all assets, versions and devices, and what is missing;
+                                                #   sing nothing
 
 
 @dataclass(frozen=True)
-class PairsConfig(SingSettings):
-    """Let a model sing each prompt several times, and pair its best song with its worst."""
-    manifest: Path = setting(Path("prompts.json"), "prompts: a manifest as sample.py takes it; an entry may "
-                                                   "have gt_latent, the posterior of a true song")
-    out: Path = setting(Path("pairs"), "folder; round-N/pairs.json in it is what train_dpo.py takes")
-    round: int = setting(1, "of several; each has seeds of its own")
-    candidates: int = setting(4, "songs of each prompt, 2 to 1000")
-    margin: float = setting(0.0, "a pair's scores differ by more than this; prompts without are left out")
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Measure a model with random weights."""
-    what: str = setting("sample", "sample: singing a song; train: optimizer steps")
-    preset: str = setting("jam-0.5", "sizes of the model: a name in config.PRESETS")
-    duration: float | None = setting(None, "seconds of the song; default: the longest that the model sings")
-    steps: int = setting(2, "grid points of the sampler, or optimizer steps, the first of which is not timed "
-                            "(1 on a CPU: count memory alone)")
-    batch: int = setting(1, "songs of an optimizer step")
-    gradient_checkpointing: bool = setting(False, "compute the blocks twice, to keep less in memory")
-    compile: bool = setting(False, "torch.compile the blocks of optimizer steps")
-    dtype: str = setting("bfloat16", "float32 or bfloat16")
-    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
-
-
-@dataclass(frozen=True)
-class AlignSettings:
-    """Find the times of the words in a recording."""
-    model: str = setting("mms", "mms (1,130 languages, non-commercial) or wav2vec2 (English speech)")
-    separate: bool = setting(True, "take the voice out of the mix first; false for a voice alone")
-    margin: float = setting(1.0, "seconds by which lines may miss their own times, where they have some")
-    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
-    offline: bool = setting(False, "use what is on this machine only")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadSettings:
-    """How words are pronounced."""
-    phonemizer: Path = setting(Path("weights/baby/phonemizer.pt"), "a DeepPhonemizer checkpoint")
-    lexicon: Path | None = setting(None, "pronunciations of your own: lines of a word and its IPA or ARPAbet")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig(PlanSettings, ReadSettings):
-    """Give words their times: plain text on a beat grid, lines with times word by word, gaps filled."""
-    input: Path = argument("lyrics in any format; plain text may have [Verse], (backing) and blank lines")
-    out: Path | None = setting(None, "where the plan goes; default: the terminal, as LRC", "-o")
-    to: str | None = setting(None, "its format, by name; default: by the ending of --out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckConfig(ReadSettings):
-    """Tell what of timed lyrics cannot be sung (errors), may be sung badly (warnings), is guessed (notes)."""
-    input: Path = argument("lyrics in any format")
-    duration: float | None = setting(None, "seconds of the song; default: up to its last word")
-    preset: str = setting("baby", "model that shall sing it, for its grid: a name in config.PRESETS")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
-    """Write lyrics in another format."""
-    input: Path = argument("lyrics in any format")
-    output: Path = argument("where they go")
-    to: str | None = setting(None, "format by name (ultrastar, audacity, json...); default: by the ending")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignConfig(AlignSettings):
-    """Find the times at which a recording sings the words of its lyrics."""
-    audio: Path = argument("the recording: .mp3, .wav, .flac or .ogg")
-    input: Path = argument("its lyrics in any format, with times or without")
-    out: Path | None = setting(None, "where the timed lyrics go; default: the terminal, as LRC", "-o")
-    to: str | None = setting(None, "their format, by name; default: by the ending of --out")
-
-
-@dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Settings):
     """Which songs of which shards, in which order."""
-    shards: tuple[str, ...] = setting(
-        ("baby/data/songs-*.tar",), "WebDataset tars: files ({000..012}, * and ? are expanded), folders, "
-        "http(s) addresses, - for standard input, pipe: and a shell command; again for more")
-    pipe: bool = setting(False, "run the shell commands of pipe: shards")
-    ids: Path | None = setting(None, 'JSONL of {"id", "duration"}: take these songs only')
-    min_duration: float = setting(0.0, "seconds; take longer songs only; needs --data.ids")
-    resample_duration: float | None = setting(
-        None, "seconds; keep a shorter song with probability (its duration / this) ^ 1.2, drawn anew each "
-        "epoch; needs --data.ids")
-    from_start: bool = setting(False, "crop long songs at their beginning; else anywhere")
-    style_index: int | None = setting(None, "which style of a song that has several; default: drawn")
-    replacement: bool = setting(
-        False, "draw shards with replacement, as published; else each song once an epoch")
-    bucket: int = setting(1, "songs of like length that follow one another, to save padding; 1: any order")
-    window: int = setting(1000, "songs that are shuffled together where shards are streamed, not files")
-    max_broken: float = setting(
-        0.01, "share of broken songs, which are named and passed over, above which the run ends")
-    workers: int = setting(2, "processes that read songs, of each training process; 0: none")
-
-    def __post_init__(self):
-        for name, low, high in (("bucket", 1, math.inf), ("window", 1, math.inf), ("workers", 0, math.inf),
-                                ("min_duration", 0, math.inf), ("resample_duration", 0.001, math.inf),
-                                ("style_index", 0, math.inf), ("max_broken", 0, 1)):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"--data.{name.replace('_', '-')} {value}: expected {low} to {high}")
+    prefix = "data."
+    # data
+    shards: tuple[str, ...] = ("baby/data/songs-*.tar",)     # WebDataset tars: files ({000..012}, * and ? are
+                                                #   expanded), folders, http(s) addresses, - for standard
+                                                #   input, or pipe: and a shell command; repeat for more
+    pipe: bool = False                          # allow the shell commands of pipe: shards to run
+    ids: Path | None = None                     # JSONL of {"id", "duration"}: train on these songs only
+    min_duration: float = within(0.0, 0)        # seconds; train on longer songs only; needs --data.ids
+    resample_duration: float | None = within(None, 0.001)    # seconds; keep a shorter song with probability
+                                                #   (its duration / this) ^ 1.2, drawn anew each epoch; needs
+                                                #   --data.ids
+    from_start: bool = False                    # crop long songs at their beginning; else anywhere
+    style_index: int | None = within(None, 0)   # which style of a song that has several; default: drawn
+    replacement: bool = False                   # draw shards with replacement, as published; else each song
+                                                #   once an epoch
+    bucket: int = within(1, 1)                  # consecutive songs of similar length, which saves padding;
+                                                #   1: any order
+    window: int = within(1000, 1)               # songs shuffled together where shards are streamed
+    max_broken: float = within(0.01, 0, 1)      # broken songs are named and skipped; the run ends when their
+                                                #   share exceeds this
+    workers: int = within(2, 0)                 # reading processes of each training process; 0: none
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Train on WebDataset shards."""
-    preset: str = setting("baby", "sizes of the model: a name in config.PRESETS")
-    max_frames: int | None = setting(None, "longest song or crop, latent frames; default: the preset's")
+    # model
+    preset: str = one_of("baby", PRESETS)       # sizes of the model: a name in config.PRESETS
+    max_frames: int | None = within(None, 1)    # longest song or crop, latent frames; default: the preset's
+    init_from: Path | None = None               # start from these weights (.safetensors, or a model's folder)
     data: DataSettings = DataSettings()
-    assets: Path | None = setting(
-        None, "folder of phonemizer.pt, styles.safetensors and silence.pt, as data.py prepare leaves them; "
-        "each checkpoint gets copies; default: weights/PRESET, or what the hub has")
-    out: Path = setting(Path("runs/baby"), "folder of checkpoints, log and samples")
-    resume: str = setting("auto", "auto: go on from --out's newest whole checkpoint; none; or a checkpoint")
-    init_from: Path | None = setting(
-        None, "start from these weights (.safetensors, or a model's folder), not from fresh ones")
-    # Steps
-    steps: int = setting(3000, "optimizer steps in all")
-    batch: int = setting(8, "songs that one process computes at once")
-    accumulate: int = setting(1, "such batches of each process per step")
-    lr: float = setting(1e-3, "peak learning rate of AdamW")
-    warmup: int = setting(200, "steps of linear warm-up")
-    decay: float = setting(
-        0.35, "share of the steps after warm-up, at the end, over which the rate falls to 0; 0..1")
-    weight_decay: float = setting(0.01, "of AdamW")
-    clip: float = setting(1.0, "gradient L2 norm above which it is scaled down")
-    ema: float = setting(0.999, "decay of the averaged weights that are saved for sampling; 0 for none")
-    drop_style: float = setting(0.1, "share of songs trained without style")
-    drop_text: float = setting(0.5, "share of those trained without text, too")
-    drop_per_batch: bool = setting(False, "draw these for a whole batch, as published; else for each song")
-    # Machine
-    bf16: bool = setting(True, "matrix products in bfloat16; weights stay float32")
-    gradient_checkpointing: bool = setting(False, "compute the blocks twice, to keep less in memory")
-    compile: bool = setting(False, "torch.compile the blocks")
-    fsdp: bool = setting(False, "share out weights and optimizer over the processes (fully_shard)")
-    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
-    seed: int = setting(0, "of weights, order, crops and noise")
-    # What the run tells, and leaves
-    save_every: int = setting(500, "steps between checkpoints")
-    keep: int = setting(3, "newest checkpoints to keep; 0: all")
-    log_every: int = setting(50, "steps between log lines")
-    max_loss: float = setting(100.0, "a loss above it, or one that is no number, ends the run")
-    validation: tuple[str, ...] = setting((), "shards of songs that are not trained on, as in --data.shards")
-    validate_every: int = setting(500, "steps between validation losses")
-    validation_songs: int = setting(64, "of them, the first ones")
-    listen: bool = setting(True, "at each checkpoint, sing the first validation song (or training song)")
-    vae: Path | None = setting(None, "decoder of these songs where the model needs one; without: no sound")
-    tensorboard: bool = setting(True, "write curves for TensorBoard")
-    wandb: str | None = setting(None, "PROJECT/NAME: send them to Weights & Biases, too, if it is installed")
-    wandb_mode: str = setting("online", "online or offline")
+    # files
+    assets: Path | None = None                  # folder of phonemizer.pt, styles.safetensors and silence.pt,
+                                                #   as tools.prepare leaves it; each checkpoint gets copies;
+                                                #   default: weights/PRESET, or the hub's
+    out: Path = Path("runs/baby")               # folder for checkpoints, log and samples
+    resume: str = "auto"                        # auto: continue from the newest whole checkpoint in --out;
+                                                #   none; or a checkpoint
+    # optimisation
+    steps: int = within(3000, 1)                # optimizer steps in all
+    batch: int = within(8, 1)                   # songs that one process computes at once
+    accumulate: int = within(1, 1)              # such batches of each process per step
+    lr: float = within(1e-3, 0)                 # peak learning rate of AdamW
+    warmup: int = within(200, 0)                # steps of linear warm-up
+    decay: float = within(0.35, 0, 1)           # the last share of the steps after warm-up, over which the
+                                                #   rate falls to 0
+    weight_decay: float = within(0.01, 0)       # of AdamW
+    clip: float = within(1.0, ABOVE_0)          # gradient L2 norm above which it is scaled down
+    ema: float = within(0.999, 0, 1)            # decay of the averaged weights, which sing; 0: none
+    drop_style: float = within(0.1, 0, 1)       # share of songs trained without style
+    drop_text: float = within(0.5, 0, 1)        # share of those that are trained without text, too
+    drop_per_batch: bool = False                # draw these for a whole batch, as published; else per song
+    # machine
+    bf16: bool = True                           # matrix products in bfloat16; weights stay float32
+    gradient_checkpointing: bool = False        # compute the blocks twice, which saves memory
+    compile: bool = False                       # torch.compile the blocks
+    fsdp: bool = False                          # shard weights and optimizer over the processes (fully_shard)
+    device: str = "auto"                        # auto (CUDA, then MPS, then CPU), or a torch device
+    seed: int = within(0, 0, 2 ** 62)           # of weights, order, crops and noise
+    # checkpoints and log
+    save_every: int = within(500, 1)            # steps between checkpoints
+    keep: int = within(3, 0)                    # newest checkpoints to keep; 0: all
+    log_every: int = within(50, 1)              # steps between log lines
+    max_loss: float = within(100.0, 0)          # a loss above it, or one that is not a number, ends the run
+    validation: tuple[str, ...] = ()            # shards of held-out songs, as in --data.shards
+    validate_every: int = within(500, 1)        # steps between validation losses
+    validation_songs: int = within(64, 1)       # how many of them count, from the first
+    listen: bool = True                         # at each checkpoint, sing the first validation (or training)
+                                                #   song
+    vae: Path | None = None                     # decoder of these songs, if the model needs one; without it
+                                                #   checkpoints come without a song
+    tensorboard: bool = True                    # write curves for TensorBoard
+    wandb: str | None = None                    # PROJECT/NAME: also log to Weights & Biases
+    wandb_mode: str = one_of("online", ("online", "offline"))       # online or offline
 
 
 @dataclass(frozen=True)
 class DPOConfig(TrainConfig):
     """Align a model with pairs of a better and a worse song."""
-    pairs: tuple[str, ...] = setting((), "JSON list of {win_latent, loss_latent, transcription, style"
-                                         "[, gt_latent]}; again for more; --validation takes such, too")
-    vae_sampled: bool = setting(False, "latents are posteriors (2C, frames), not generated ones (frames, C)")
-    beta: float = setting(2000.0, "how strongly the model is held to the reference")
-    sft: str = setting("none", "flow matching beside it: none, win (on winners), gt (on ground truth)")
-    sft_weight: float = setting(0.2, "its weight")
-    reference: str = setting("float32", "the frozen reference: float32; bfloat16, half as large; or "
-                                        "precomputed: its losses alone are kept, worked out before the run")
+    # preference
+    pairs: tuple[str, ...] = ()                 # JSON list of {win_latent, loss_latent, transcription,
+                                                #   style[, gt_latent]}; repeat for more; --validation takes
+                                                #   the same
+    vae_sampled: bool = False                   # latents are posteriors (2C, frames), not generated ones
+                                                #   (frames, C)
+    beta: float = within(2000.0, ABOVE_0)       # how strongly the model is held to the reference
+    sft: str = one_of("none", ("none", "win", "gt"))         # flow matching beside it: none, win (on
+                                                #   winners), gt (on ground truth)
+    sft_weight: float = within(0.2, 0)          # its weight
+    reference: str = one_of("float32", ("float32", "bfloat16", "precomputed"))     # the frozen reference:
+                                                #   float32; bfloat16, half as large; or precomputed: only its
+                                                #   losses are kept, computed before the run
 
 
 # Starting points for `--config NAME`. Source of the first three: the published templates of JAM-0.5, which
@@ -399,66 +339,24 @@ RECIPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig(ReadSettings):
-    """Make shards of recordings and their lyrics: NAME.mp3 beside NAME.lrc (or any format of lyrics.py)."""
-    songs: Path = setting(Path("songs"), "folder of recordings (.wav, .flac, .ogg, .mp3) and lyrics, with "
-                                         "all folders in it")
-    out: Path = setting(Path("shards"), "folder of shards, list of songs, silence and report; finished "
-                                        "shards are not made again")
-    preset: str = setting("baby", "model they are for: a name in config.PRESETS")
-    phonemizer: Path | None = setting(None, "a DeepPhonemizer checkpoint; default: the model's own")
-    vae: str | None = setting(
-        None, "encoder: diffrhythm, stable-audio, or a local file; default: diffrhythm where one is needed")
-    style: tuple[str, ...] | None = setting(
-        None, "style of all songs that have no NAME.style.npy (.pt, .safetensors) of their own: one that the "
-        "model names, or a saved vector; default: that of the recording, where the model hears style")
-    styles: Path | None = setting(None, "file of the styles that a model names; default: the model's own")
-    style_windows: int = setting(4, "parts of a recording whose styles are kept, spread over its length")
-    num_style_secs: float = setting(30.0, "seconds of each of them")
-    style_encoder: Path | None = setting(
-        None, "folder with MuQ-MuLan-large, MuQ-large-msd-iter and xlm-roberta-base; default: the hub's")
-    model: str = setting("mms", "aligner of lyrics without word times: mms or wav2vec2")
-    separate: bool = setting(True, "take the voice out of the mix before words are aligned")
-    longest: float = setting(600.0, "seconds; longer recordings are rejected")
-    dtype: str = setting("float32", "of the latents: float32, as published, or float16, half the size")
-    songs_per_shard: int = setting(100, "songs of a shard")
-    max_rejected: float = setting(1.0, "share of rejected songs above which the exit code is 1")
-    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
-    offline: bool = setting(False, "use what is on this machine only")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectConfig:
-    """Say what is in a shard, song by song, and draw its first songs."""
-    shard: str = argument("a tar, or - for standard input")
-    songs: int = setting(10, "songs to list; 0: all")
-    draw: Path | None = setting(None, "folder for a picture of each listed song: latents, with words above")
-    preset: str = setting("baby", "model they are for: a name in config.PRESETS")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidateConfig:
-    """Check every song of shards: parts, shapes, finite numbers, words, phonemes."""
-    shards: str = argument("shards as in train.py: a pattern, a folder, an address")
-    preset: str = setting("baby", "model they are for: a name in config.PRESETS")
-    phonemizer: Path | None = setting(
-        None, "whose symbols the phonemes have to be of; default: the model's own")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Measure finished songs: are the asked words heard, and when; how do they sound."""
-    songs: Path = argument("folder of songs and their accounts, NAME.mp3 and NAME.mp3.json")
-    manifest: Path | None = setting(None, "what songs ID.mp3 without accounts were asked for")
-    out: Path | None = setting(None, "folder of evaluation.json, report.html; default: the songs'", "-o")
-    recogniser: str = setting("ear", "ear (songs of the embedded model) or wav2vec2 (real songs)")
-    separate: bool = setting(False, "for wav2vec2: take the voice out of the mix first")
-    scorer: tuple[str, ...] | None = setting(
-        None, "one more number for each song: style, audiobox, songeval, phonemes, timing, MODULE:FUNCTION, "
-        "or a sum (phonemes:1,timing:2); again for one more")
-    against: Path | None = setting(None, "a second folder with the same songs, to compare with")
-    style_encoder: Path | None = setting(
-        None, "folder with MuQ-MuLan-large, MuQ-large-msd-iter and xlm-roberta-base; default: the hub's")
-    seed: int = setting(0, "of the draws behind the intervals")
-    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), or a torch device")
-    offline: bool = setting(False, "use what is on this machine only")
+    songs: Path                                 # folder of songs and their accounts, NAME.mp3 and
+                                                #   NAME.mp3.json
+    # songs
+    manifest: Path | None = None                # what songs ID.mp3 without accounts were asked for
+    against: Path | None = None                 # a second folder with the same songs, to compare with
+    out: Path | None = None                     # folder for evaluation.json and report.html; default: the
+                                                #   songs'
+    # measuring
+    recogniser: str = one_of("ear", ("ear", "wav2vec2"))     # ear (songs of the embedded model) or wav2vec2
+                                                #   (real songs)
+    separate: bool = False                      # for wav2vec2: separate the voice from the mix first
+    scorer: tuple[str, ...] | None = None       # one more number per song: style, audiobox, songeval,
+                                                #   phonemes, timing, MODULE:FUNCTION, or a weighted sum
+                                                #   (phonemes:1,timing:2); repeat for more
+    style_encoder: Path | None = None           # folder of MuQ-MuLan-large, MuQ-large-msd-iter and
+                                                #   xlm-roberta-base; default: the hub's
+    seed: int = within(0, 0)                    # of the draws behind the intervals
+    device: str = "auto"                        # auto (CUDA, then MPS, then CPU), or a torch device
+    offline: bool = False                       # download nothing

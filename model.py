@@ -5,23 +5,24 @@ trains that velocity to be x1 - x0, `DiT.forward` predicts it, `DiT.condition` c
 does not depend on t.
 
 Axes: B songs, T latent frames, L = 4T phoneme cells, C latent channels, D width, E width of text, style and
-scalars, U different texts, P guidance passes (rows of the network's batch), H heads, K head width.
-Source: arXiv 2507.20880 and the published weights JAM-0.5, matched number for number by tests/test_model.py.
+scalars, U different texts, P rows of a network's batch (songs times guidance passes), H heads, K head width.
+Source: arXiv 2507.20880 and the published weights JAM-0.5; tests/test_model.py compares all numbers.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Guidance, ModelConfig, UserError
+from support.files import reading
 
 NORM_EPS = 1e-6
 FREQUENCIES = 128            # sines and cosines in a scalar's features
@@ -41,8 +42,8 @@ class RMSNorm(nn.Module):
 def rotary_tables(frames: int, head_dim: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines (T, K) of positions 0..T-1: base 10000, one frequency for channels i and i + K/2."""
     frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
-    angle = torch.outer(torch.arange(frames, dtype=torch.float32, device=device), frequency)     # (T, K/2)
-    angle = torch.cat([angle, angle], dim=-1)                                                    # (T, K)
+    position = torch.arange(frames, dtype=torch.float32, device=device)
+    angle = torch.outer(position, frequency).repeat(1, 2)                                        # (T, K)
     return angle.cos(), angle.sin()
 
 
@@ -97,7 +98,7 @@ class Block(nn.Module):
 
 
 class ScalarEmbed(nn.Module):
-    """One number per song, e.g. the flow time, as a vector (., E)."""
+    """Embeds one number per song, e.g. the flow time: (B,) -> (B, E)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -153,8 +154,8 @@ class TextEmbed(nn.Module):
         dim = config.text_dim
         self.last_position = 4 * config.max_frames - 1
         self.text_embed = nn.Embedding(config.text_num_embeds + 1, dim)
-        self.text_blocks = nn.ModuleList(ConvNeXtBlock(dim) for _ in range(config.conv_layers))
-        self.downsample_blocks = nn.ModuleList(nn.Conv1d(dim, dim, 4, stride=2, padding=1) for _ in range(2))
+        self.text_blocks = nn.Sequential(*(ConvNeXtBlock(dim) for _ in range(config.conv_layers)))
+        self.downsample_blocks = nn.Sequential(*(nn.Conv1d(dim, dim, 4, 2, padding=1) for _ in range(2)))
 
     def positions(self, cells: int, device: torch.device | None = None) -> Tensor:
         """Table (L, E): cosines, then sines, of the cell's index; cells past the longest song repeat."""
@@ -167,12 +168,8 @@ class TextEmbed(nn.Module):
     def forward(self, phonemes: Tensor) -> Tensor:
         x = self.text_embed(phonemes)                                                      # (U, L, E)
         x = x + self.positions(x.shape[1], x.device).to(x.dtype)
-        for block in self.text_blocks:
-            x = block(x)
-        x = x.transpose(1, 2)
-        for conv in self.downsample_blocks:                                                # L -> 2T -> T
-            x = conv(x)
-        return x.transpose(1, 2)
+        x = self.text_blocks(x).transpose(1, 2)                                            # (U, E, L)
+        return self.downsample_blocks(x).transpose(1, 2)                                   # L -> 2T -> T
 
 
 class ConvPosition(nn.Module):
@@ -188,12 +185,17 @@ class ConvPosition(nn.Module):
 
 
 class InputEmbed(nn.Module):
-    """Joins noisy latents, audio condition, text, style and scalars. `DiT` applies `proj` in two parts."""
+    """Projects noisy latents, audio condition, text, style and scalars: DiT applies the parts of `proj`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.proj = nn.Linear(2 * config.mel_dim + config.text_dim + 2 * config.cond_dim, config.dim)
+        self.sizes = [config.mel_dim, config.mel_dim, config.text_dim, config.cond_dim, config.cond_dim]
+        self.proj = nn.Linear(sum(self.sizes), config.dim)
         self.conv_pos_embed = ConvPosition(config.dim)
+
+    def weights(self) -> tuple[Tensor, ...]:
+        """The columns of `proj` for latents, audio condition, text, style and scalars."""
+        return self.proj.weight.split(self.sizes, dim=1)
 
 
 class FinalNorm(nn.Module):
@@ -210,9 +212,9 @@ class FinalNorm(nn.Module):
 
 @dataclass
 class Condition:
-    """What a song asks for, as far as it does not depend on the flow time.
+    """What the network is conditioned on, except the flow time: computed once, used at every step.
 
-    P rows; equal texts are kept once.
+    It has P rows; rows that share a text share what is computed from it.
     """
     static: Tensor          # (P, T, D) input projection of audio condition, text, style, start and durations
     scalars: Tensor         # (P, E) embedded start and durations, summed
@@ -222,8 +224,7 @@ class Condition:
 
     def first(self, rows: int) -> "Condition":
         """The condition of the first rows alone."""
-        return Condition(self.static[:rows], self.scalars[:rows], self.fusion, self.row[:rows],
-                         self.rotary)
+        return replace(self, static=self.static[:rows], scalars=self.scalars[:rows], row=self.row[:rows])
 
 
 class DiT(nn.Module):
@@ -232,7 +233,7 @@ class DiT(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False      # keep only the blocks' inputs, and compute them again
+        self.gradient_checkpointing = False      # keep only the blocks' inputs, recompute the rest
         dim, cond = config.dim, config.cond_dim
         self.time_embed, self.start_time_embed, self.duration_abs_embed, self.duration_rel_embed = (
             ScalarEmbed(cond) for _ in range(4))
@@ -245,14 +246,13 @@ class DiT(nn.Module):
             nn.Sequential(nn.Linear(config.text_dim, dim), nn.SiLU()) for _ in range(config.depth // 2))
         self.norm_out = FinalNorm(dim, cond)
         self.proj_out = nn.Linear(dim, config.mel_dim)
-        # Text fusion starts as nothing and learns its way in.
-        for fusion in self.text_fusion_linears:
-            nn.init.zeros_(fusion[0].weight)
-            nn.init.zeros_(fusion[0].bias)
+        # Text fusion starts at zero.
+        for parameter in self.text_fusion_linears.parameters():
+            nn.init.zeros_(parameter)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights: activations follow it, whatever the inputs are."""
+        """The type of the weights; activations have it too, whatever the type of the inputs."""
         return self.proj_out.weight.dtype
 
     def embed_text(self, phonemes: Tensor, duration_rel: Tensor) -> Tensor:
@@ -267,35 +267,33 @@ class DiT(nn.Module):
 
     def condition(self, phonemes: Tensor, style: Tensor, start_time: Tensor, duration_abs: Tensor,
                   duration_rel: Tensor, audio: Tensor | None = None, row: Tensor | None = None) -> Condition:
-        """Compute once whatever does not depend on the flow time.
+        """Compute whatever does not depend on the flow time.
 
-        Args: phonemes (U, L) ids, 0 everywhere where text is dropped; style (P, E), zeros where dropped;
+        Args: phonemes (U, L) ids, all 0 where text is dropped; style (P, E), zeros where it is dropped;
             start_time, duration_abs, duration_rel (U,); audio (P, T, C) audio condition, None for zeros;
-            row (P,) the text of each row, None for one each.
+            row (P,) the text of each row, None if each row has its own.
         """
-        c = self.config
-        if phonemes.shape[1] % 4 or phonemes.shape[1] > 4 * c.max_frames:
-            raise ValueError(f"{phonemes.shape[1]} phoneme cells; expected 4 a frame, "
-                             f"{4 * c.max_frames} at most")
+        c, cells = self.config, phonemes.shape[1]
+        if cells % 4 or cells > 4 * c.max_frames:
+            raise ValueError(f"{cells} phoneme cells; expected 4 a frame, {4 * c.max_frames} at most")
         row = torch.arange(len(phonemes), device=phonemes.device) if row is None else row
-        style = style.to(self.dtype)
         text = self.embed_text(phonemes, duration_rel)
         scalars = (self.start_time_embed(start_time) + self.duration_abs_embed(duration_abs)
                    + self.duration_rel_embed(duration_rel))[row]
-        weight = self.input_embed.proj.weight.split(
-            [c.mel_dim, c.mel_dim, c.text_dim, c.cond_dim, c.cond_dim], 1)
-        static = F.linear(text, weight[2])[row] + (F.linear(style, weight[3]) + F.linear(scalars, weight[4])
-                                                   + self.input_embed.proj.bias)[:, None]
+        _, for_audio, for_text, for_style, for_scalars = self.input_embed.weights()
+        constant = (F.linear(style.to(self.dtype), for_style) + F.linear(scalars, for_scalars)
+                    + self.input_embed.proj.bias)                                          # (P, D)
+        static = F.linear(text, for_text)[row] + constant[:, None]                         # (P, T, D)
         if audio is not None:
-            static = static + F.linear(audio.to(self.dtype), weight[1])
+            static = static + F.linear(audio.to(self.dtype), for_audio)
         return Condition(static, scalars, [fusion(text) for fusion in self.text_fusion_linears], row,
                          rotary_tables(text.shape[1], c.dim // c.heads, text.device))
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Velocity (P, T, C) of latents x (P, T, C) at flow time (P,) or () in 0 (noise) .. 1 (data)."""
-        if x.shape[:2] != condition.static.shape[:2] or x.shape[2] != self.config.mel_dim:
-            raise ValueError(f"latents {tuple(x.shape)} do not fit a condition of "
-                             f"{tuple(condition.static.shape[:2])} and {self.config.mel_dim} channels")
+        expected = (*condition.static.shape[:2], self.config.mel_dim)
+        if x.shape != expected:
+            raise ValueError(f"latents {tuple(x.shape)}; the condition and the model expect {expected}")
         time = self.time_embed(time.reshape(-1)).expand(len(x), -1)                        # (P, E)
         h = self.embed_input(x.to(self.dtype), time, condition)
         for i, block in enumerate(self.transformer_blocks):
@@ -308,48 +306,44 @@ class DiT(nn.Module):
         return self.proj_out(self.norm_out(h, time + condition.scalars))
 
     def embed_input(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """The input projection's part that changes with the flow time, and the convolutional positions."""
-        weight = self.input_embed.proj.weight
-        h = F.linear(x, weight[:, :x.shape[2]]) + F.linear(time, weight[:, -time.shape[1]:])[:, None]
-        h = h + condition.static
+        """Complete the input projection with what changes at each step; add the convolutional positions."""
+        for_latents, *_, for_scalars = self.input_embed.weights()
+        h = F.linear(x, for_latents) + F.linear(time, for_scalars)[:, None] + condition.static
         return h + self.input_embed.conv_pos_embed(h)
 
 
 def load_weights(model: DiT, weights: dict[str, Tensor], source: str = "weights",
                  assign: bool = False) -> None:
-    """Load tensors under their published names (`transformer.` first), strictly.
+    """Load tensors under their published names, which begin with `transformer.`, strictly.
 
-    With `assign` the model takes the tensors themselves and their type, else copies of their values.
+    With `assign` the model takes the tensors themselves, with their type; else it copies their values.
     Raises: UserError, naming `source` and each tensor that is missing, unknown or of another shape.
     """
-    prefix, own = "transformer.", model.state_dict()
-    wrong = [f"missing {prefix}{k}" for k in own if prefix + k not in weights]
-    wrong += [f"unknown {k}" for k in weights
-              if k.removeprefix(prefix) not in own or not k.startswith(prefix)]
-    wrong += [f"{prefix}{k} is {tuple(weights[prefix + k].shape)}, not {tuple(v.shape)}"
-              for k, v in own.items() if prefix + k in weights and weights[prefix + k].shape != v.shape]
+    own = {f"transformer.{name}": tensor for name, tensor in model.state_dict().items()}
+    wrong = [f"missing {name}" for name in own if name not in weights]
+    wrong += [f"unknown {name}" for name in weights if name not in own]
+    wrong += [f"{name} is {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
+              for name, tensor in own.items() if name in weights and weights[name].shape != tensor.shape]
     if wrong:
         raise UserError(f"{source}: {len(wrong)} tensors do not fit the model: {'; '.join(wrong[:5])}")
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()}, assign=assign)
+    model.load_state_dict({k.removeprefix("transformer."): v for k, v in weights.items()}, assign=assign)
 
 
 def load_model(path: Path, config: ModelConfig, device: torch.device,
                dtype: torch.dtype = torch.float32) -> DiT:
-    """A network for sampling, with the weights of a safetensors file.
+    """Load a network for sampling from a safetensors file.
 
-    Nothing is initialised and the file is mapped, not read. It is opened anew for each tensor: what another
-    type or device has a copy of is let go at once, so that memory holds the weights once.
+    The file is mapped, and reopened for each tensor: a tensor that was copied to another type or device is
+    released at once, so that memory holds the weights only once.
     Raises: UserError if the file cannot be read or does not fit.
     """
     weights = {}
-    try:
+    with reading(path):
         with safe_open(path, "pt") as file:
             names = list(file.keys())
         for name in names:
             with safe_open(path, "pt") as file:
                 weights[name] = file.get_tensor(name).to(device=device, dtype=dtype)
-    except (OSError, SafetensorError) as e:
-        raise UserError(f"{path}: {e}") from None
     with torch.device("meta"):
         model = DiT(config)
     load_weights(model, weights, str(path), assign=True)
@@ -357,7 +351,7 @@ def load_model(path: Path, config: ModelConfig, device: torch.device,
 
 
 def flops(config: ModelConfig, frames: int) -> int:
-    """Operations, a multiply-add being two, of one song of `frames` on its way through the network once."""
+    """Floating-point operations of one pass of one song of `frames`; a multiply-add counts as two."""
     with torch.device("meta"):
         model, zeros = DiT(config), torch.zeros(1)
         phonemes = torch.zeros(1, 4 * frames, dtype=torch.long)
@@ -367,11 +361,10 @@ def flops(config: ModelConfig, frames: int) -> int:
     return counter.get_total_flops()
 
 
-def flow_loss(model: Callable[..., Tensor], x1: Tensor, x0: Tensor, time: Tensor,
-              condition: Condition) -> Tensor:
+def flow_loss(model: Callable, x1: Tensor, x0: Tensor, time: Tensor, condition: Condition) -> Tensor:
     """Squared error of the velocity at x_t = (1 - t) x0 + t x1, per song (B,).
 
-    Its mean over all frames and channels; padding frames count too, as in the original.
+    The mean is over all frames and channels; padding frames count too, as in the original.
     Args: x1 data and x0 noise (B, T, C); time (B,).
     """
     t = time[:, None, None]
@@ -379,39 +372,39 @@ def flow_loss(model: Callable[..., Tensor], x1: Tensor, x0: Tensor, time: Tensor
 
 
 def drop(tensor: Tensor, dropped: Tensor) -> Tensor:
-    """Zero the songs of tensor (B, ...) that dropped (B,) marks: id 0 everywhere, or the zero style."""
+    """Zero the songs of tensor (B, ...), phoneme ids or styles, where dropped (B,) is true."""
     return tensor * ~dropped.view(-1, *[1] * (tensor.dim() - 1))
 
 
 def time_grid(steps: int, sway: float | None = None) -> Tensor:
-    """`steps` flow times from 0 to 1: steps - 1 Euler steps; sway < 0 puts more of them near the noise."""
+    """`steps` flow times from 0 to 1, so steps - 1 Euler steps; sway < 0 puts more of them near noise."""
     t = torch.linspace(0, 1, steps)
     return t if sway is None else t + sway * (torch.cos(math.pi / 2 * t) - 1 + t)
 
 
-# Guidance modes: the passes that a guided step needs, as (text kept, song's own style kept), in the batch's
-# order. The first is the plain conditional velocity; where the style is not kept, the negative one stands in.
+# Guidance modes: the passes that a guided step needs, as (text kept, song's own style kept), in the order of
+# the batch. The first is the plain conditional velocity; the negative style replaces one that is not kept.
 PASSES = {"none": [(True, True)], "single": [(True, True), (False, False)],
           "dual": [(True, True), (True, False), (False, False)],
           "dual_fix": [(True, True), (False, True), (False, False)]}
 
 
-def guide(mode: str, weights: tuple[float, ...], v: list[Tensor]) -> Tensor:
+def guide(mode: str, weights: tuple[float, ...], v: Sequence[Tensor]) -> Tensor:
     """Combine the velocities of PASSES[mode]. Neutral weights: (0,) for single, (1, 1) for the dual modes."""
     if mode == "single":
         return v[0] + weights[0] * (v[0] - v[1])
-    if mode == "dual":                # style against the negative style, words against none
+    if mode == "dual":                # the style's effect with words, the words' effect without style
         return weights[0] * (v[0] - v[1]) + weights[1] * (v[1] - v[2]) + v[2]
-    if mode == "dual_fix":            # words against none, style against the negative style
+    if mode == "dual_fix":            # the style's effect without words, the words' effect with style
         return weights[0] * (v[1] - v[2]) + weights[1] * (v[0] - v[1]) + v[2]
     return v[0]
 
 
 def guided_condition(model: DiT, batch: dict[str, Tensor], negative_style: Tensor, mode: str) -> Condition:
-    """The condition of a guided step's passes, P = passes * B rows; a text is embedded once, not per pass."""
+    """The condition of all passes of a guided step, P = passes * B rows; a text is embedded only once."""
     passes, songs = PASSES[mode], torch.arange(len(batch["style"]), device=batch["style"].device)
-    some_textless = not all(text for text, _ in passes)
-    texts = [batch["phonemes"]] + [torch.zeros_like(batch["phonemes"])] * some_textless
+    drops_text = not all(text for text, _ in passes)
+    texts = [batch["phonemes"]] + [torch.zeros_like(batch["phonemes"])] * drops_text
     scalars = {k: batch[k].repeat(len(texts)) for k in ("start_time", "duration_abs", "duration_rel")}
     style = torch.cat([batch["style"] if own else negative_style.expand_as(batch["style"])
                        for _, own in passes])
@@ -436,9 +429,8 @@ def sample(model: DiT, batch: dict[str, Tensor], noise: Tensor, grid: Tensor, gu
     low, high = guidance.range
     x, grid = noise, grid.to(noise.device)
     for i in progress(range(len(grid) - 1)):
-        guided = mode != "none" and low <= grid[i] <= high   # compared in float32, ends included
-        rows = len(condition.row) if guided else songs
-        v = model(x.repeat(rows // songs, 1, 1), grid[i], condition.first(rows)).float()
-        v = guide(mode, guidance.weights, list(v.split(songs))) if guided else v
-        x = x + (grid[i + 1] - grid[i]) * v
+        now = mode if low <= grid[i] <= high else "none"     # compared in float32, ends included
+        passes = len(PASSES[now])
+        v = model(x.repeat(passes, 1, 1), grid[i], condition.first(passes * songs)).float()
+        x = x + (grid[i + 1] - grid[i]) * guide(now, guidance.weights, v.split(songs))
     return x

@@ -1,11 +1,12 @@
 """Preference alignment: from pairs of a better and a worse song, Diffusion-DPO for flow matching.
 
+    python train_dpo.py --config baby-dpo --init-from runs/mine/last --pairs pairs/round-1/pairs.json
     torchrun --nproc_per_node=8 train_dpo.py --config dpo --init-from model.safetensors --pairs pairs.json
 
-Read `preference` (the loss), `PreferenceObjective` (both songs of a pair at the same noise and flow time,
-before the model that is trained and before a frozen one), then `Pairs`, then `losses_before` (the frozen
-model's losses, worked out before the run). The loop, its checkpoints and its log are those of train.py.
-Source: arXiv 2507.20880 and the published pairs format; pairs.py makes such pairs.
+Read `preference` (the loss), `PreferenceObjective` (both songs of a pair at the same noise and flow time, in
+the model that is trained and in a frozen reference), then `Pairs`, then `precomputed` (the reference's
+losses, computed before the run). The loop, its checkpoints and its log are those of train.py.
+Source: arXiv 2507.20880 and the published format of pairs; songs/pairs.py makes such pairs.
 """
 
 import contextlib
@@ -15,35 +16,36 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cli import parse, read_json, replacing, run
 from config import PHONEMIZER, READ_ERRORS, RECIPES, SILENCE, DPOConfig, Preset, UserError
-from data import Batch, collate, conditions, rounds, seeded, words_of
-from hub import sha256
+from data import collate, conditions, epochs, words_of
 from model import DiT, flow_loss
 from phonemes import SymbolTable
-from processes import Processes
-from train import STATE, Trainer, begin, fit, folder_of_assets, fresh_model, given_weights, held_out_batches
-from train import song_draws, starting_point
+from support.checkpoint import to_resume
+from support.cli import parse, run
+from support.files import read_json, reading, replacing
+from support.hub import sha256
+from support.processes import Processes
+from support.stream import Batch, seeded
+from train import STATE, Trainer, begin, fit, folder_of_assets, held_out_batches
+from train import initial_model, initial_weights, song_draws
 
-SFT = ("none", "win", "gt")
-REFERENCES = ("float32", "bfloat16", "precomputed")
-KEPT_EVERY = 2000              # pairs; then the losses that were worked out before the run are written
+SAVE_EVERY = 2000              # pairs between writes of precomputed losses
 KEYS = ("win_latent", "loss_latent", "transcription", "style", "gt_latent")
 
 
 def preference(policy: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor],
                beta: float) -> tuple[Tensor, Tensor]:
-    """The DPO loss of each pair (B,), and its argument: above 0 where the winner is preferred.
+    """The DPO loss of each pair (B,), and its argument (B,): above 0 where the winner is preferred.
 
-    Args: policy and reference, each the flow losses (B,) of winner and loser, in float32: beta multiplies
-        a difference of four of them.
+    Args: policy and reference, each the flow losses (B,) of winner and loser, in float32, because beta
+        multiplies a difference of four of them.
     """
     inside = -beta / 2 * ((policy[0] - policy[1]) - (reference[0] - reference[1]))
     return F.softplus(-inside), inside
@@ -60,34 +62,34 @@ def losses_of(model: DiT, songs: list[Tensor], batch: dict[str, Tensor], x0: Ten
     return loss.split(len(x0))
 
 
-Losses = dict[int, tuple[float, float]]      # of winner and loser, by the seed of their draws
+Losses = dict[int, tuple[float, float]]      # a reference's, of winner and loser, by the seed of their draws
 
 
 class PreferenceObjective(nn.Module):
-    """The DPO loss of a batch of pairs, perhaps with flow matching on winners or ground truth."""
+    """The DPO loss of a batch of pairs and, with --sft, flow matching on winners or ground truth."""
 
     def __init__(self, model: DiT, reference: DiT | Losses, cfg: DPOConfig):
         super().__init__()
         self.model, self.cfg = model, cfg
-        self.frozen = [reference]                    # in a list, so that it is not trained, shared out, saved
+        self.frozen = [reference]                    # in a list: not to be trained, sharded or saved
 
     def forward(self, batch: dict[str, Tensor], seeds: list[int]) -> dict[str, Tensor]:
-        """Returns: what train.py logs, each (B,). Nothing is dropped."""
+        """Returns what train.py logs, each (B,). No condition is dropped."""
         x0, flow_time, _ = song_draws(seeds, batch["latents"])
-        if isinstance(self.frozen[0], dict):
-            known = torch.tensor([self.frozen[0][seed] for seed in seeds], device=x0.device)      # (B, 2)
-            return self.losses(batch, x0, flow_time, known.unbind(1))
-        return self.losses(batch, x0, flow_time, frozen_losses(self.frozen[0], batch, x0, flow_time))
+        frozen = self.frozen[0]
+        reference = (torch.tensor([frozen[seed] for seed in seeds], device=x0.device).unbind(1)
+                     if isinstance(frozen, dict) else frozen_losses(frozen, batch, x0, flow_time))
+        return self.losses(batch, x0, flow_time, reference)
 
     def losses(self, batch: dict[str, Tensor], x0: Tensor, flow_time: Tensor,
                reference: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """As `forward`; reference, the frozen model's losses of winners and losers, (B,) each."""
+        """As `forward`, for given draws; reference, the frozen model's losses of winners and losers (B,)."""
         pair = [batch["latents"], batch["loser"]]
         songs = [*pair, batch["truth"]] if self.cfg.sft == "gt" else pair
         policy = losses_of(self.model, songs, batch, x0, flow_time)
         loss, inside = preference(policy[:2], reference, self.cfg.beta)
-        kept = {"none": torch.zeros_like(loss), "win": policy[0], "gt": policy[-1]}[self.cfg.sft]
-        return {"loss": loss + self.cfg.sft_weight * kept, "dpo_loss": loss, "inside": inside,
+        sft = {"none": torch.zeros_like(loss), "win": policy[0], "gt": policy[-1]}[self.cfg.sft]
+        return {"loss": loss + self.cfg.sft_weight * sft, "dpo_loss": loss, "inside": inside,
                 "accuracy": (inside > 0).float(), "policy_loss": (policy[0] + policy[1]) / 2,
                 "reference_loss": (reference[0] + reference[1]) / 2, "flow_time": flow_time}
 
@@ -95,17 +97,17 @@ class PreferenceObjective(nn.Module):
 @torch.no_grad()
 def frozen_losses(reference: DiT, batch: dict[str, Tensor], x0: Tensor,
                   flow_time: Tensor) -> tuple[Tensor, ...]:
-    """The flow losses (B,) of winners and of losers before the model that stays."""
+    """The flow losses (B,) of winners and of losers in the frozen model."""
     return losses_of(reference, [batch["latents"], batch["loser"]], batch, x0, flow_time)
 
 
 class Pairs(torch.utils.data.Dataset):
     """Pairs of the published form, lists of {win_latent, loss_latent, transcription, style[, gt_latent]}.
 
-    Paths are beside the file or in the working directory. Latents are generated ones (frames, C), or, with
-    --vae-sampled, posteriors (2C, frames) to be drawn from; gt_latent is always a posterior. An item is asked
-    for as (pair, seed of its draws).
-    Raises: UserError, naming the pair, for a missing file, another length or other channels.
+    Paths are relative to the file or to the working directory. Latents are generated ones (frames, C) or,
+    with --vae-sampled, posteriors (2C, frames) to draw from; gt_latent is always a posterior. An item is
+    asked for as (pair, seed of its draws).
+    Raises: UserError, naming the pair, for a missing file, unequal lengths or another number of channels.
     """
 
     def __init__(self, cfg: DPOConfig, preset: Preset, table: SymbolTable):
@@ -115,7 +117,7 @@ class Pairs(torch.utils.data.Dataset):
             if not isinstance(entries, list):
                 raise UserError(f"{path}: expected a JSON list of {{{', '.join(KEYS)}}}")
             if not entries:
-                raise UserError(f"{path}: has no pairs; data.py pairs finds more with a lower --margin")
+                raise UserError(f"{path}: has no pairs; songs.pairs finds more with a lower --margin")
             self.pairs += [(f"{path}: pair {i}", self.located(f"{path}: pair {i}", path, entry))
                            for i, entry in enumerate(entries, 1)]
         if not self.pairs:
@@ -138,7 +140,7 @@ class Pairs(torch.utils.data.Dataset):
 
     def __getitem__(self, job: tuple[int, int]) -> dict:
         (where, files), rng = self.pairs[job[0]], torch.Generator().manual_seed(job[1])
-        try:
+        with reading(where):
             latents = {key: self.latents(files[key], key == "gt_latent" or self.cfg.vae_sampled, rng)
                        for key in files if key.endswith("latent")}
             style = torch.load(files["style"], map_location="cpu", weights_only=True).detach().float()
@@ -148,23 +150,21 @@ class Pairs(torch.utils.data.Dataset):
             content = json.loads(files["transcription"].read_text(encoding="utf-8"))
             words = [(*word, [(p["text"], p["start"], p["end"]) for p in about.get("phones", ())])
                      for word, about in zip(words_of(content), content["word"])]
-            frames = {len(x) for x in latents.values()}
-            if len(frames) > 1:
+            frames, *others = (len(x) for x in latents.values())
+            if set(others) != {frames}:
                 raise ValueError(f"lengths {', '.join(f'{k} {len(x)}' for k, x in latents.items())} frames; "
                                  "expected equal ones")
-        except READ_ERRORS as e:
-            raise UserError(f"{where}: {' '.join(str(e).split())[:200] or type(e).__name__}") from None
-        (frames,), most = frames, self.preset.model.max_frames
+        most = self.preset.model.max_frames
         start = int(torch.randint(max(0, frames - most) + 1, (), generator=rng))
-        made = {"win_latent": "latents", "loss_latent": "loser", "gt_latent": "truth"}
-        return {made[key]: x[start:start + most] for key, x in latents.items()} | {
+        names = {"win_latent": "latents", "loss_latent": "loser", "gt_latent": "truth"}
+        return {names[key]: x[start:start + most] for key, x in latents.items()} | {
             "style": style, "id": where, "seed": job[1],
             **conditions(words, frames, start, self.preset, self.table)[0]}
 
     def latents(self, path: Path, posterior: bool, rng: torch.Generator) -> Tensor:
         """(frames, C) as stored, or drawn from a stored posterior. Raises: ValueError for another shape."""
-        x, channels = torch.load(path, map_location="cpu", weights_only=True).detach().float(), \
-            self.preset.model.mel_dim
+        x = torch.load(path, map_location="cpu", weights_only=True).detach().float()
+        channels = self.preset.model.mel_dim
         if x.dim() != 2 or not x.isfinite().all() or x.shape[not posterior] != channels * (1 + posterior):
             wanted = f"({2 * channels}, frames)" if posterior else f"(frames, {channels})"
             raise ValueError(f"{path.name}: {tuple(x.shape)}; expected {wanted}, finite")
@@ -180,8 +180,8 @@ class Pairs(torch.utils.data.Dataset):
         return torch.stack([pairs, torch.randint(2 ** 62, pairs.shape, generator=rng)], 1)
 
 
-def together(items: list[dict], silence: Tensor, preset: Preset) -> Batch:
-    """A batch of pairs: winners are the latents."""
+def to_batch(items: list[dict], silence: Tensor, preset: Preset) -> Batch:
+    """A batch of pairs; its "latents" are the winners."""
     tensors = collate(items, silence, preset)
     for name in {"loser", "truth"} & items[0].keys():
         others = [item | {"latents": item[name]} for item in items]
@@ -189,42 +189,45 @@ def together(items: list[dict], silence: Tensor, preset: Preset) -> Batch:
     return Batch(tensors, [item["seed"] for item in items], [item["id"] for item in items], [], {})
 
 
-def jobs_of(pairs: Pairs, cfg: DPOConfig, share: tuple[int, int],
-            places: list[dict] | None) -> Iterator[tuple[list, dict]]:
-    """The items of each batch of one training process, without end, and the place after it."""
-    place = places[0] if places else {"epoch": 0, "songs": 0}
-    return rounds(functools.partial(pairs.order, cfg.seed), cfg.batch, *share, place)
+def precomputed(cfg: DPOConfig, model: DiT, sets: list[Pairs], make_batch: Callable[[list[dict]], Batch],
+                held_out: list[tuple[Batch, int]], found: Path | None, share: tuple[int, int]) -> Losses:
+    """The losses of `model`, not yet trained, for all pairs that this process is going to see.
 
-
-def losses_before(model: DiT, batches: Iterable[tuple[list[int], Callable[[], Batch]]], made_of: str,
-                  path: Path, cfg: DPOConfig) -> Losses:
-    """The losses of `model`, which is about to be trained, for batches, each its seeds and how it is read.
-
-    They are kept in a file with a digest of what they are made of, so that a run that goes on does not begin
+    They are kept in a file with a digest of what they depend on, so that a resumed run does not compute them
     again. Raises: UserError if it cannot be written.
     """
-    losses = {}
-    with contextlib.suppress(*READ_ERRORS):                  # there is none, or it is broken
+    files = [file for pairs in sets for _, own in pairs.pairs for file in own.values()]
+    assets = [folder_of_assets(cfg) / name for name in (PHONEMIZER, SILENCE)]
+    depends = [sha256(initial_weights(cfg)),
+               [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+               [sha256(file) for file in assets if file.is_file()],
+               share, cfg.batch, cfg.vae_sampled, cfg.sft, cfg.bf16, cfg.preset, cfg.max_frames, cfg.seed]
+    digest = hashlib.sha256(json.dumps(depends).encode()).hexdigest()
+    path, device, losses = cfg.out / f"reference-rank{share[0]}.pt", next(model.parameters()).device, {}
+    with contextlib.suppress(*READ_ERRORS):                  # there is no file, or a corrupt one
         stored = torch.load(path, weights_only=True)
-        losses = stored["losses"] if stored["made_of"] == made_of else {}
-    saved, device = len(losses), next(model.parameters()).device
+        losses = stored["losses"] if stored["made_of"] == digest else {}
+    saved = len(losses)
 
     def save() -> None:
-        try:
-            with replacing(path) as temporary:
-                torch.save({"made_of": made_of, "losses": losses}, temporary)
-        except RuntimeError as e:                            # torch's, of a full disk
-            raise UserError(f"{path}: cannot be written: {' '.join(str(e).split())[:120]}") from None
+        with reading(path, "cannot be written"), replacing(path) as temporary:
+            torch.save({"made_of": digest, "losses": losses}, temporary)
 
-    for seeds, read in batches:
-        if all(seed in losses for seed in seeds):
-            continue
-        tensors = {k: v.to(device) for k, v in read().tensors.items()}
-        x0, flow_time, _ = song_draws(seeds, tensors["latents"])
+    # Batches whose losses are not known, the held-out ones first; they are read one by one.
+    state = read_json(found / STATE) if found else {"step": 0, "places": None}
+    count = max(0, cfg.steps - state["step"]) * cfg.accumulate
+    upcoming = epochs(functools.partial(sets[0].order, cfg.seed), cfg.batch, share, state["places"])
+    batches = itertools.chain(
+        (batch for batch, _ in held_out if not losses.keys() >= set(batch.seeds)),
+        (make_batch([sets[0][job] for job in jobs]) for jobs, _ in itertools.islice(upcoming, count)
+         if not losses.keys() >= {seed for _, seed in jobs}))
+    for batch in batches:
+        tensors = {k: v.to(device) for k, v in batch.tensors.items()}
+        x0, flow_time, _ = song_draws(batch.seeds, tensors["latents"])
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bf16):
-            found = torch.stack(frozen_losses(model, tensors, x0, flow_time), 1).tolist()
-        losses |= dict(zip(seeds, map(tuple, found)))
-        if len(losses) - saved >= KEPT_EVERY:
+            computed = torch.stack(frozen_losses(model, tensors, x0, flow_time), 1).tolist()
+        losses |= dict(zip(batch.seeds, map(tuple, computed)))
+        if len(losses) - saved >= SAVE_EVERY:
             save()
             saved = len(losses)
             print(f"{path}: losses of {saved} pairs", flush=True)
@@ -232,66 +235,34 @@ def losses_before(model: DiT, batches: Iterable[tuple[list[int], Callable[[], Ba
     return losses
 
 
-def precomputed(cfg: DPOConfig, model: DiT, sets: list[Pairs], read: Callable[[list], Batch],
-                held_out: list[tuple[Batch, int]], found: Path | None, share: tuple[int, int]) -> Losses:
-    """The losses of the model, as it begins, for all that this process is going to see of `sets`."""
-    state = read_json(found / STATE) if found else {"step": 0, "places": None}
-    count = max(0, cfg.steps - state["step"]) * cfg.accumulate
-    jobs = (jobs for jobs, _ in itertools.islice(jobs_of(sets[0], cfg, share, state["places"]), count))
-    batches = itertools.chain(((batch.seeds, lambda batch=batch: batch) for batch, _ in held_out),
-                              (([seed for _, seed in some], functools.partial(read, some)) for some in jobs))
-    weights, assets = given_weights(cfg), folder_of_assets(cfg)
-    files = [file for some in sets for _, own in some.pairs for file in own.values()]
-    of = [sha256(weights), [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-          [sha256(file) for file in (assets / PHONEMIZER, assets / SILENCE) if file.is_file()],
-          share, cfg.batch, cfg.vae_sampled, cfg.sft, cfg.bf16, cfg.preset, cfg.max_frames, cfg.seed]
-    made_of = hashlib.sha256(json.dumps(of).encode()).hexdigest()
-    return losses_before(model, batches, made_of, cfg.out / f"reference-rank{share[0]}.pt", cfg)
-
-
-def check(cfg: DPOConfig) -> None:
-    """Raise UserError for a setting out of its range."""
-    if cfg.sft not in SFT:
-        raise UserError(f"--sft {cfg.sft}: expected one of {', '.join(SFT)}")
-    if cfg.reference not in REFERENCES:
-        raise UserError(f"--reference {cfg.reference}: expected one of {', '.join(REFERENCES)}")
-    if not cfg.beta > 0 or not cfg.sft_weight >= 0:
-        raise UserError(f"--beta {cfg.beta}, --sft-weight {cfg.sft_weight}: expected above 0, 0 or more")
-    if cfg.init_from is None:
-        raise UserError("--init-from: expected the weights that are to be aligned, or their folder")
-
-
 def work(cfg: DPOConfig, processes: Processes) -> None:
     """This process's part of training."""
-    check(cfg)
+    if cfg.init_from is None:
+        raise UserError("--init-from: expected the weights that are to be aligned, or their folder")
     device, preset, table, silence = begin(cfg, processes)
     sets, held_out = [Pairs(cfg, preset, table)], []
-    put_together = functools.partial(together, silence=silence, preset=preset)
+    make_batch = functools.partial(to_batch, silence=silence, preset=preset)
     if cfg.validation:
         sets.append(Pairs(dataclasses.replace(cfg, pairs=cfg.validation), preset, table))
-        held_out = held_out_batches(sets[1], cfg, put_together, processes)
-    found, share = starting_point(cfg, processes), (processes.rank, processes.world)
-
-    def read(jobs: list) -> Batch:
-        return put_together([sets[0][job] for job in jobs])
-
-    model = fresh_model(cfg, preset).to(device)
+        held_out = held_out_batches(sets[1], cfg, make_batch, processes)
+    found, share = to_resume(cfg, processes), (processes.rank, processes.world)
+    model = initial_model(cfg, preset).to(device)
     if cfg.reference == "precomputed":
-        reference = precomputed(cfg, model, sets, read, held_out, found, share)
+        reference = precomputed(cfg, model, sets, make_batch, held_out, found, share)
     else:
         reference = copy.deepcopy(model).requires_grad_(False).to(getattr(torch, cfg.reference))
     trainer = Trainer(cfg, model, functools.partial(PreferenceObjective, reference=reference, cfg=cfg),
-                      processes, device, sha256(given_weights(cfg)))
+                      processes, device, sha256(initial_weights(cfg)))
     places = trainer.resume(found) if found else None
-    stream = (dataclasses.replace(read(jobs), place=after)
-              for jobs, after in jobs_of(sets[0], cfg, share, places))
+    stream = (dataclasses.replace(make_batch([sets[0][job] for job in jobs]), place=place) for jobs, place in
+              epochs(functools.partial(sets[0].order, cfg.seed), cfg.batch, share, places))
     fit(trainer, preset, stream, held_out, None)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Align as the command line says."""
     recipes = {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, DPOConfig)}
-    cfg = parse(DPOConfig, __doc__.splitlines()[0], argv, recipes)
+    cfg = parse(DPOConfig, __doc__, argv, recipes)
     processes = Processes(hours=1)
     work(cfg, processes)
     processes.close()

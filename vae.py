@@ -1,43 +1,44 @@
-"""Latents <-> wave. Read after model.py; sample.py calls `decode`, baby/songs.py calls `encode`.
+"""Latents <-> wave: sample.py decodes, tools/prepare.py encodes.
 
-B songs, T latent frames, C latent channels, W wave channels, N = T * hop samples. A codec's latents are
-frames-first, (B, T, C), as in the model; Oobleck's own are channels-first, (B, C, T). `make_codec` gives a
-preset's codec. The embedded model's latents are a log-mel spectrogram, and Griffin-Lim finds the phases that
-it lacks: `MelCodec`. JAM-0.5's are Stable Audio Open's: read `Oobleck`, the network, then `OobleckCodec`,
-which runs it in chunks, then `load_oobleck`, which reads the published layouts of its weights.
+`make_codec` returns the codec that a preset names. The embedded model's latents are a log-mel spectrogram,
+whose missing phases Griffin-Lim finds: read `MelCodec`. JAM-0.5's are those of Stable Audio Open: read
+`Oobleck`, the network, then `OobleckCodec`, which runs it in chunks, then `load_oobleck`, which reads the
+published layouts of its weights.
+
+Axes: B songs, T latent frames, C latent channels, W wave channels, N = T * hop samples. A codec's latents are
+frames-first, (B, T, C), as in the model; Oobleck's own are channels-first, (B, C, T).
 """
 
 import itertools
 import math
-import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 import torchaudio.functional as AF
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from config import READ_ERRORS, CodecConfig, UserError
+from config import CodecConfig, UserError
+from support.files import reading
 
 DILATIONS = (1, 3, 9)                  # of a level's residual units
 CHUNK, OVERLAP = 128, 32               # latent frames decoded at once, as published with JAM
 CPU_ROWS, DEVICE_ROWS = 1, 4           # chunks decoded at once
-# Where a checkpoint has the autoencoder: alone, in Stable Audio Open, in a training run.
+# What precedes the autoencoder's names in a file: alone, in Stable Audio Open, in a training run.
 PREFIXES = ("", "pretransform.model.", "autoencoder.")
-# A file's names of a weight's norm and direction: old, PyTorch's present ones (also ours), their product.
-OURS, FOLDED = ("parametrizations.weight.original0", "parametrizations.weight.original1"), ("", "weight")
-NORMS = (("weight_g", "weight_v"), OURS, FOLDED)
+# PyTorch's names of a weight's norm and direction -> those in a file: the old ones, or the same.
+NORMS = ({"parametrizations.weight.original0": "weight_g",
+          "parametrizations.weight.original1": "weight_v"}, {})
 
 
 class MelCodec:
-    """Log-mel spectrogram as latents: `fold` short mel frames, side by side, make one latent frame.
+    """A log-mel spectrogram as latents: `fold` short mel frames side by side make one latent frame.
 
     Short frames keep consonants sharp and give Griffin-Lim its overlap; folding shortens the sequence.
     """
@@ -45,9 +46,11 @@ class MelCodec:
     def __init__(self, config: CodecConfig):
         self.config = config
         self.mel_hop = config.hop // config.fold
-        self.window = torch.zeros(config.n_fft)
+        # A mel frame is centred in its own hop, so that a latent frame shows only the samples it stands for.
+        self.before = (config.n_fft - self.mel_hop) // 2     # samples of a frame that precede its hop
         edge = (config.n_fft - config.window) // 2
-        self.window[edge:edge + config.window] = torch.hann_window(config.window)
+        self.window = nn.functional.pad(torch.hann_window(config.window),
+                                        (edge, config.n_fft - config.window - edge))
         # (n_fft/2 + 1, mels)
         self.filters = AF.melscale_fbanks(config.n_fft // 2 + 1, 0.0, config.sample_rate_hz / 2, config.mels,
                                           config.sample_rate_hz)
@@ -64,9 +67,7 @@ class MelCodec:
         assert wave.dim() == 3 and wave.shape[1] == 1, wave.shape
         c = self.config
         wave = whole_frames(wave, c.hop)[:, 0]                                      # (B, T * hop)
-        # Frame k is centred in its own hop, so that a latent frame shows just the samples it stands for.
-        edge = (c.n_fft - self.mel_hop) // 2
-        wave = nn.functional.pad(wave, (edge, c.n_fft - self.mel_hop - edge))
+        wave = nn.functional.pad(wave, (self.before, c.n_fft - self.mel_hop - self.before))
         spec = torch.stft(wave, c.n_fft, self.mel_hop, window=self.window, center=False,
                           return_complex=True).abs()
         mel = (spec.transpose(1, 2) @ self.filters).clamp_min(c.floor).log()        # (B, fold T, mels)
@@ -75,14 +76,13 @@ class MelCodec:
     def decode(self, latents: Tensor, progress: Callable = lambda songs: songs) -> Tensor:
         """latents (B, T, C) -> wave (B, 1, T * hop); progress wraps the list of songs, e.g. tqdm.
 
-        Deterministic: a fixed seed draws the starting phases.
+        Deterministic: the starting phases are drawn with a fixed seed.
         """
         c = self.config
         mel = latents.float().reshape(len(latents), -1, c.mels) * c.log_std + c.log_mean
         mel = mel.exp() - c.floor                                                   # the floor is silence
         spec = (mel.clamp_min(0) @ self.inverse).clamp_min(0).transpose(1, 2)       # (B, n_fft/2 + 1, fold T)
-        edge = (c.n_fft - self.mel_hop) // 2
-        # griffinlim centres frame k on sample k * hop; ours sit edge samples further left: pad, then cut.
+        # griffinlim centres frame k on sample k * hop; ours begin `before` samples earlier: pad, then cut.
         pad = -(-c.n_fft // self.mel_hop)
         spec = nn.functional.pad(spec, (pad, pad))
         with torch.random.fork_rng(devices=[]):
@@ -91,12 +91,12 @@ class MelCodec:
                 torch.default_generator.manual_seed(0)
                 waves.append(AF.griffinlim(song, self.window, c.n_fft, self.mel_hop, c.n_fft, 1.0,
                                            c.griffin_lim_steps, 0.99, None, True))
-        start = pad * self.mel_hop - c.n_fft // 2 + edge
+        start = pad * self.mel_hop - c.n_fft // 2 + self.before
         return torch.stack(waves)[:, None, start:start + latents.shape[1] * c.hop]
 
 
 def whole_frames(wave: Tensor, hop: int) -> Tensor:
-    """wave (B, W, N) with zeros at its end up to a multiple of hop."""
+    """Pad wave (B, W, N) with zeros to a multiple of hop."""
     return nn.functional.pad(wave, (0, -wave.shape[-1] % hop))
 
 
@@ -110,11 +110,13 @@ class Snake(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(1, channels, 1))
         self.beta = nn.Parameter(torch.zeros(1, channels, 1))
 
-    def forward(self, u: Tensor) -> Tensor:                  # (B, channels, n); one temporary tensor only
+    def forward(self, u: Tensor) -> Tensor:                  # (B, channels, n), one temporary tensor
         return (u * self.alpha.exp()).sin_().square_().mul_(1 / (self.beta.exp() + 1e-9)).add_(u)
 
 
 class Residual(nn.Sequential):
+    """x plus the output of the layers."""
+
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).add_(x)
 
@@ -126,6 +128,7 @@ def conv(inner: int, outer: int, kernel: int, dilation: int = 1, bias: bool = Tr
 
 
 def units(channels: int) -> list[nn.Module]:
+    """The residual units of a level."""
     return [Residual(Snake(channels), conv(channels, channels, 7, d), Snake(channels),
                      conv(channels, channels, 1)) for d in DILATIONS]
 
@@ -139,18 +142,21 @@ class Oobleck(nn.Module):
 
     def __init__(self, config: CodecConfig):
         super().__init__()
-        widths = [config.width * m for m in (1, *config.multiples)]
-        down, up = [], []
-        for stride, narrow, wide in zip(config.strides, widths[:-1], widths[1:], strict=True):
-            shift = {"kernel_size": 2 * stride, "stride": stride, "padding": (stride + 1) // 2}
-            down.append(nn.Sequential(*units(narrow), Snake(narrow),
-                                      weight_norm(nn.Conv1d(narrow, wide, **shift))))
-            widen = weight_norm(nn.ConvTranspose1d(wide, narrow, output_padding=stride % 2, **shift))
-            up.insert(0, nn.Sequential(Snake(wide), widen, *units(narrow)))
-        self.encoder = nn.Sequential(conv(config.wave_channels, widths[0], 7), *down, Snake(widths[-1]),
-                                     conv(widths[-1], 2 * config.latent_dim, 3))
-        self.decoder = nn.Sequential(conv(config.latent_dim, widths[-1], 7), *up, Snake(widths[0]),
-                                     conv(widths[0], config.wave_channels, 7, bias=False))
+        # channels of each level, the outermost first
+        inward, outward = ([width * m for m in (1, *config.multiples)]
+                           for width in (config.width, config.decoder_width or config.width))
+        down = [nn.Sequential(*units(narrow), Snake(narrow),
+                              weight_norm(nn.Conv1d(narrow, wide, 2 * stride, stride, (stride + 1) // 2)))
+                for stride, narrow, wide in zip(config.strides, inward[:-1], inward[1:], strict=True)]
+        up = [nn.Sequential(Snake(wide),
+                            weight_norm(nn.ConvTranspose1d(wide, narrow, 2 * stride, stride,
+                                                           (stride + 1) // 2, output_padding=stride % 2)),
+                            *units(narrow))
+              for stride, narrow, wide in zip(config.strides, outward[:-1], outward[1:], strict=True)]
+        self.encoder = nn.Sequential(conv(config.wave_channels, inward[0], 7), *down, Snake(inward[-1]),
+                                     conv(inward[-1], 2 * config.latent_dim, 3))
+        self.decoder = nn.Sequential(conv(config.latent_dim, outward[-1], 7), *up[::-1], Snake(outward[0]),
+                                     conv(outward[0], config.wave_channels, 7, bias=False))
 
     def encode(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """audio (B, W, T * hop) -> mean and standard deviation of the latents, each (B, C, T)."""
@@ -161,7 +167,7 @@ class Oobleck(nn.Module):
         return self.decoder(latent)
 
     def fold(self) -> "Oobleck":
-        """Multiply each weight's norm and direction, once for all; the network computes the same, faster."""
+        """Replace each weight's norm and direction by their product: the same function, computed faster."""
         for module in self.modules():
             if is_parametrized(module):
                 remove_parametrizations(module, "weight")
@@ -177,10 +183,10 @@ def posterior(raw: Tensor) -> tuple[Tensor, Tensor]:
 # Oobleck, in chunks
 
 def chunks(total: int, chunk: int = CHUNK, overlap: int = OVERLAP) -> list[tuple[int, int, int, int]]:
-    """How a song of `total` frames is cut up: (start, end, first, last) of each chunk.
+    """Cut a song of `total` frames into chunks: (start, end, first, last) of each.
 
-    Frames start:end are decoded together, and first:last of them are kept. Half of the overlap is thrown away
-    at each inner edge. All chunks are of one length; the last one overlaps its neighbour by what that takes.
+    Frames start:end are decoded together; first:last of them are kept. Half of the overlap is discarded at
+    each inner edge. All chunks have the same length, so the last one overlaps its neighbour by more.
     """
     starts = [*range(0, total - chunk, chunk - overlap), max(total - chunk, 0)]
     first = [0, *(start + overlap // 2 for start in starts[1:])]
@@ -189,10 +195,10 @@ def chunks(total: int, chunk: int = CHUNK, overlap: int = OVERLAP) -> list[tuple
 
 
 class OobleckCodec:
-    """An autoencoder as a codec, in chunks: the memory on `device` does not depend on the song's length.
+    """An autoencoder as a codec. It runs in chunks: memory on `device` does not grow with the song.
 
-    Args: config; model with Oobleck's `encode` and `decode`, on device and in dtype; rows, chunks at once
-        (default: one on a CPU, which gains nothing from more; JAM-0.5's takes 0.7 GiB in float32).
+    Args: config; model, with Oobleck's `encode` and `decode`, on device and in dtype; rows, chunks at once
+        (default: one on a CPU, which gains nothing from more; one of JAM-0.5 takes 0.7 GiB in float32).
     """
 
     def __init__(self, config: CodecConfig, model: nn.Module, device: torch.device | str = "cpu",
@@ -202,7 +208,7 @@ class OobleckCodec:
 
     @property
     def reach(self) -> int:
-        """How many frames away from a sample a latent still changes it, and a sample a latent."""
+        """The farthest, in frames, that a latent influences samples, and a sample latents."""
         unit = sum(3 * d for d in DILATIONS)
         low, high = -3, self.config.hop + 2                  # what frame 0 needs before the last convolution
         for stride in self.config.strides:
@@ -212,9 +218,9 @@ class OobleckCodec:
 
     @torch.no_grad()
     def in_chunks(self, run: Callable, x: Tensor, samples: tuple[int, int], progress: Callable) -> Tensor:
-        """run over x (B, c, T * samples[0]) chunk by chunk -> (B, c', T * samples[1]), float32 on the CPU."""
+        """run(x (B, c, T * samples[0])), chunk by chunk -> (B, c', T * samples[1]), float32 on the CPU."""
         hop_in, hop_out = samples
-        spans = chunks(x.shape[2] // hop_in, CHUNK, max(OVERLAP, 2 * self.reach))    # or the cuts are heard
+        spans = chunks(x.shape[2] // hop_in, CHUNK, max(OVERLAP, 2 * self.reach))    # less would be audible
         jobs, out = list(itertools.product(range(len(x)), spans)), None
         for batch in progress([jobs[i:i + self.rows] for i in range(0, len(jobs), self.rows)]):
             part = torch.stack([x[song, :, start * hop_in:end * hop_in] for song, (start, end, *_) in batch])
@@ -253,64 +259,54 @@ class Scripted(nn.Module):
         super().__init__()
         self.script = script
 
+    @torch.jit.optimized_execution(False)                    # optimised, it changes after its first runs
     def encode(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.jit.optimized_execution(False):           # it would change after its first runs
-            return posterior(self.script.encode_export(audio.float()))
+        return posterior(self.script.encode_export(audio.float()))
 
+    @torch.jit.optimized_execution(False)
     def decode(self, latent: Tensor) -> Tensor:
-        with torch.jit.optimized_execution(False):
-            return self.script.decode_export(latent.float())
+        return self.script.decode_export(latent.float())
 
 
-def key_map(model: Oobleck, layout: str) -> dict[str, str]:
-    """Names in the "diffusers" or "stable-audio-tools" layout -> our names, of all of the model's tensors."""
+def layouts(model: Oobleck, prefixes: Iterable[str] = ("",)) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every published layout of the model's weights: its prefix, and a map from a file's names to ours.
+
+    The first layouts are those of diffusers, the others those of stable-audio-tools.
+    """
+    residual = ("res_unit1", "res_unit2", "res_unit3")
+    top = ("conv1", *(f"block.{i}" for i in range(len(model.decoder) - 3)), "snake1", "conv2")
+    level = {"encoder": (*residual, "snake1", "conv1"), "decoder": ("snake1", "conv_t1", *residual)}
     unit = ("snake1", "conv1", "snake2", "conv2")
-    res = ("res_unit1", "res_unit2", "res_unit3")
-    level = {"encoder": (*res, "snake1", "conv1"), "decoder": ("snake1", "conv_t1", *res)}
-    blocks = (f"block.{i}" for i in range(len(model.decoder) - 3))
-    top = ("conv1", *blocks, "snake1", "conv2")
-    found = {}
-    for name in model.state_dict():
-        side, path, leaf = re.fullmatch(r"(\w+)((?:\.\d+)+)\.(.+)", name).groups()
-        path = path[1:].split(".")
-        if layout == "diffusers":
-            parts = [names[int(i)] for names, i in zip((top, level[side], unit), path)]
-        else:
-            parts = [f"layers.{i}" for i in path]
-        found[".".join((side, *parts, leaf))] = name
-    return found
-
-
-def file_maps(model: Oobleck, prefixes: Iterable[str]) -> Iterable[tuple[bool, str, dict[str, str]]]:
-    """Every layout that a file may have: whether it is folded, its prefix, its names -> the model's then."""
-    for layout, norms in itertools.product(("diffusers", "stable-audio-tools"), NORMS):
-        table = {k.replace(OURS[0], norms[0]).replace(OURS[1], norms[1]): v
-                 for k, v in key_map(model, layout).items()}
-        if norms is FOLDED:
-            table = {k: v.replace(OURS[1], FOLDED[1]) for k, v in table.items() if OURS[0] not in v}
-        for prefix in prefixes:
-            yield norms is FOLDED, prefix, {prefix + k: v for k, v in table.items()}
+    for diffusers, norms, prefix in itertools.product((True, False), NORMS, prefixes):
+        names = {}
+        for ours in model.state_dict():
+            side, path, leaf = re.fullmatch(r"(\w+)((?:\.\d+)+)\.(.+)", ours).groups()
+            path = path[1:].split(".")
+            parts = ([row[int(i)] for row, i in zip((top, level[side], unit), path)] if diffusers else
+                     [f"layers.{i}" for i in path])
+            names[".".join((prefix + side, *parts, norms.get(leaf, leaf)))] = ours
+        yield prefix, names
 
 
 def fit(tensors: dict[str, Tensor], config: CodecConfig, place: str,
         prefixes: Sequence[str] = PREFIXES) -> Oobleck:
-    """Build the network from tensors in any published layout; what lies outside of the prefix is left out.
+    """Build the network from tensors in any published layout; those outside of its prefix are ignored.
 
-    Raises: UserError, with `place`, that names tensors which are missing, unknown or of another shape.
+    Raises: UserError, with `place`, that names tensors that are missing, unknown or of another shape.
     """
     with torch.device("meta"):
-        model = Oobleck(config)
-    folded, prefix, names = max(file_maps(model, prefixes), key=lambda found: len(found[2].keys() & tensors))
-    model = model.fold() if folded else model
+        models = Oobleck(config), Oobleck(config).fold()     # weight norm in two tensors, or in one
+    model, prefix, names = max(((model, *layout) for model in models for layout in layouts(model, prefixes)),
+                               key=lambda found: len(found[2].keys() & tensors))
     own = {name for name in tensors if name.startswith(prefix)}
-    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    state = {names[k]: tensors[k] for k in names if k in own}
-    for name, value in state.items():
-        if name.endswith(("alpha", "beta")) and value.dim() == 1:      # (C,) in stable-audio-tools
-            state[name] = value[None, :, None]
-    faults = {"missing": [k for k in names if k not in own], "unknown": sorted(own - names.keys()),
-              "misshapen": [f"{k} {tuple(tensors[k].shape)}, expected {shapes[v]}" for k, v in names.items()
-                            if v in state and state[v].shape != shapes[v]]}
+    state = {ours: tensors[name] for name, ours in names.items() if name in own}
+    for ours, value in state.items():
+        if ours.endswith(("alpha", "beta")) and value.dim() == 1:      # (C,) in stable-audio-tools
+            state[ours] = value[None, :, None]
+    shapes = {ours: tuple(value.shape) for ours, value in model.state_dict().items()}
+    faults = {"missing": [name for name in names if name not in own], "unknown": sorted(own - names.keys()),
+              "misshapen": [f"{name} {tuple(tensors[name].shape)}, expected {shapes[ours]}" for name, ours
+                            in names.items() if name in own and state[ours].shape != shapes[ours]]}
     if any(faults.values()):
         raise UserError(f"{place}: not this autoencoder's weights: " + "; ".join(
             f"{len(found)} tensors {kind}: {', '.join(found[:3])}{', ...' * (len(found) > 3)}"
@@ -338,10 +334,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {k: v for k, v in saved.items() if isinstance(v, Tensor)}
 
 
-def adopt(script: torch.jit.ScriptModule, config: CodecConfig, path: Path) -> nn.Module:
-    """A scripted autoencoder as Oobleck, if its weights fit and compute the same; else as it is."""
-    rng = torch.Generator().manual_seed(0)
-    latent = torch.randn(1, config.latent_dim, 4, generator=rng)
+def adopt(script: torch.jit.ScriptModule, config: CodecConfig, path: Path) -> Oobleck | Scripted:
+    """Oobleck with a TorchScript file's weights, if they fit and compute the same; else the script itself.
+
+    Raises: ValueError if it does not decode latents of the config's sizes.
+    """
+    latent = torch.randn(1, config.latent_dim, 4, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         wanted = script.decode_export(latent)
     if wanted.shape != (1, config.wave_channels, 4 * config.hop):
@@ -352,46 +350,39 @@ def adopt(script: torch.jit.ScriptModule, config: CodecConfig, path: Path) -> nn
         model = fit(weights, config, str(path), sorted(prefixes) or [""])
         with torch.inference_mode():
             off = (model.decode(latent) - wanted).abs().max() / wanted.abs().max()
-        if off < 1e-3:
-            print(f"{path}: a TorchScript file; its weights are taken, its code is not needed")
-            return model
-        why = f"{path}: computes something else from the same weights, {off:.1e} apart"
+        if not off < 1e-3:
+            raise UserError(f"{path}: computes something else from the same weights, {off:.1e} apart")
     except UserError as e:
-        why = e
-    print(f"{why}; its TorchScript is run as it is")
-    return Scripted(script)
+        print(f"{e}; its TorchScript is run as it is")
+        return Scripted(script)
+    print(f"{path}: a TorchScript file; its weights are taken, its code is not needed")
+    return model
 
 
 def load_oobleck(path: Path, config: CodecConfig, device: torch.device | str = "cpu",
-                 dtype: torch.dtype = torch.float32) -> nn.Module:
+                 dtype: torch.dtype = torch.float32) -> Oobleck | Scripted:
     """Read an autoencoder: diffusers' or stable-audio-tools' layout, any weight norm, or TorchScript.
 
-    Returns: Oobleck, or Scripted (then in float32), ready to run, without gradients.
-    Raises: UserError if the file is missing, broken, or another network's, with the tensors that tell.
+    Returns: a folded Oobleck, or Scripted (then in float32), ready to run, without gradients.
+    Raises: UserError if the file is missing, corrupt, or another network's, with the tensors that tell.
     """
-    try:
+    with reading(path, "not an autoencoder's weights (safetensors, TorchScript or a checkpoint of tensors)",
+                 zipfile.BadZipFile), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         if is_script(path):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-                model = adopt(torch.jit.load(path, map_location="cpu"), config, path)
+            model = adopt(torch.jit.load(path, map_location="cpu"), config, path)
         else:
             model = fit(read_tensors(path), config, str(path))
-    except UserError:
-        raise
-    except (*READ_ERRORS, SafetensorError, zipfile.BadZipFile) as e:
-        reason = ("neither safetensors, TorchScript nor a checkpoint of tensors"
-                  if isinstance(e, pickle.UnpicklingError) else " ".join(str(e).split())[:120])
-        raise UserError(f"{path}: not an autoencoder's weights: {reason}") from None
-    dtype = torch.float32 if isinstance(model, Scripted) else dtype
-    return model.eval().requires_grad_(False).to(device, dtype)
+    model.eval().requires_grad_(False)
+    return model.to(device) if isinstance(model, Scripted) else model.to(device, dtype).fold()
 
 
 def make_codec(config: CodecConfig, path: Path | None = None, device: torch.device | str = "cpu",
                dtype: torch.dtype = torch.float32) -> MelCodec | OobleckCodec:
-    """The codec that a preset names.
+    """Build the codec that a preset names.
 
-    Args: path, oobleck's weights; device and dtype that it computes in. mel has no weights and stays on the
-        CPU, in float32.
+    Args: path, oobleck's weights; device and dtype to compute in. mel has no weights and stays on the CPU, in
+        float32.
     Raises: UserError for an unknown kind, or for weights that are missing or do not fit.
     """
     if config.kind == "mel":
@@ -401,9 +392,7 @@ def make_codec(config: CodecConfig, path: Path | None = None, device: torch.devi
     if path is None:
         raise UserError("codec oobleck: needs the file of its weights")
     model = load_oobleck(path, config, device, dtype)
-    if isinstance(model, Scripted):
-        return OobleckCodec(config, model, device)
-    return OobleckCodec(config, model.fold(), device, dtype)
+    return OobleckCodec(config, model, device, torch.float32 if isinstance(model, Scripted) else dtype)
 
 
 def silence_of(config: CodecConfig, published: Callable[[], Path]) -> Tensor:
@@ -414,10 +403,8 @@ def silence_of(config: CodecConfig, published: Callable[[], Path]) -> Tensor:
     if config.kind == "mel":
         return MelCodec(config).silence
     path = published()
-    try:
+    with reading(path, f"not {config.latent_dim} numbers"):
         frame = torch.load(path, map_location="cpu", weights_only=True).float().reshape(config.latent_dim)
         if not frame.isfinite().all():
             raise ValueError("not finite")
-    except READ_ERRORS as e:
-        raise UserError(f"{path}: not {config.latent_dim} numbers: {' '.join(str(e).split())[:80]}") from None
     return frame.clone()                                     # the published one is a view of something larger

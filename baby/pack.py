@@ -1,6 +1,6 @@
-"""Training run -> the files that are committed: weights in half precision, config, log.
+"""Packs a training run as the files that are committed: weights in half precision, config, log.
 
-    python baby/pack.py runs/baby weights/baby
+    python -m baby.pack runs/baby weights/baby
 
 A run of train_dpo.py leaves its log as dpo_log.jsonl, beside that of the training before it.
 """
@@ -11,25 +11,25 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from checkpoint import LAST  # noqa: E402
-from cli import replacing  # noqa: E402
-from config import CONFIG, PHONEMIZER, STYLES, WEIGHTS  # noqa: E402
-from hub import weights_in  # noqa: E402
+from config import CONFIG, PHONEMIZER, STYLES, WEIGHTS
+from support.checkpoint import LAST
+from support.cli import run
+from support.files import make_folder, read_text, replacing
+from support.hub import weights_in
 
 
-def main() -> None:
-    run, out = map(Path, sys.argv[1:])
-    out.mkdir(parents=True, exist_ok=True)
+def main(folder: Path, out: Path) -> None:
+    """Pack the training run in `folder` into `out`."""
+    make_folder(out, "")
     with replacing(out / WEIGHTS) as path:
-        weights = load_file(weights_in(run / LAST))
+        weights = load_file(weights_in(folder / LAST))
         save_file({name: weight.half() for name, weight in weights.items()}, path)
-    log = "dpo_log.jsonl" if '"dpo_loss"' in (run / "log.jsonl").read_text() else "train_log.jsonl"
+    log = "dpo_log.jsonl" if '"dpo_loss"' in read_text(folder / "log.jsonl") else "train_log.jsonl"
     for name, target in [("log.jsonl", log), *((f"{LAST}/{n}", n) for n in (CONFIG, STYLES, PHONEMIZER))]:
         with replacing(out / target) as path:
-            shutil.copyfile(run / name, path)
-    print(f"{out}: {sum(p.stat().st_size for p in out.iterdir()) / 1e6:.1f} MB")
+            shutil.copyfile(folder / name, path)
+    print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda: main(*map(Path, sys.argv[1:])))

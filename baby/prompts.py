@@ -1,45 +1,67 @@
-"""Prompts to align the embedded model with: random words that it knows, at times as judge.py draws them.
+"""Prompts to align the embedded model with: random words that it knows, timed as in baby.judge.
 
-    python baby/prompts.py --out runs/align
-    python data.py pairs --manifest runs/align/manifest.json --out runs/align/pairs --candidates 6
+    python -m baby.prompts --out runs/align
+    python -m songs.pairs --manifest runs/align/manifest.json --out runs/align/pairs --candidates 6
 
-Words come faster than in its training songs, and off the beat: there is more to choose between its songs.
-A prompt is one line, so that a score says as much as it can of what was sung. No sound is made: the model
-sings them itself, again and again.
+Words come faster than in its training songs, and off the beat, so its songs of one prompt differ more. A
+prompt is a single line, so that a score says as much as possible about what was sung. Nothing is synthesised
+here: the model sings the prompts itself, several times. Read `timed`, then `main`.
 """
 
-import argparse
 import json
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from baby.judge import timed  # noqa: E402
-from baby.songs import FLITE, ROOT, vocabulary  # noqa: E402
-from formats import word_json  # noqa: E402
-from phonemes import load_phonemizer  # noqa: E402
+from baby.songs import VOICES, vocabulary
+from config import Settings
+from lyrics.pronounce import reader
+from support.cli import parse, run
+from support.files import make_folder, write_json, write_text
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/align"), help="folder")
-    parser.add_argument("--songs", type=int, default=120, help="how many")
-    parser.add_argument("--first", type=int, default=0, help="number of the first; each round has its own")
-    parser.add_argument("--phonemizer", type=Path, default=ROOT / "weights/baby/phonemizer.pt")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    phonemizer, (known, _, chances), manifest = load_phonemizer(args.phonemizer), vocabulary(), []
-    for i in range(args.first, args.first + args.songs):
-        rng = np.random.default_rng([1, i])                  # judge.py's are of one number
+@dataclass(frozen=True)
+class PromptSettings(Settings):
+    out: Path = Path("runs/align")              # folder
+    songs: int = 120                            # how many
+    first: int = 0                              # number of the first; each round of alignment has its own
+    phonemizer: Path = Path("weights/baby/phonemizer.pt")   # a DeepPhonemizer checkpoint
+
+
+def timed(lines: list[str], rng: np.random.Generator, pronounce: Callable[[str], str]) -> list[dict]:
+    """Time the words of lines by a rule that the model does not know: length by letters and chance, no beat.
+
+    Returns: words as a lyrics file has them. Lines are 0.5 to 1 s apart.
+    """
+    words, at = [], 0.4
+    for line in lines:
+        for text in line.split():
+            seconds = max(0.14, (0.12 + 0.055 * len(text)) * float(rng.uniform(0.75, 1.6)))
+            words.append({"word": text, "start": round(at, 2), "end": round(at + seconds, 2),
+                          "phoneme": pronounce(text)})
+            at = round(at + seconds + (rng.random() < 0.25) * float(rng.uniform(0.03, 0.12)), 2)
+        at += float(rng.uniform(0.5, 1.0))
+    return words
+
+
+def write_prompt(folder: Path, name: str, words: list[dict], voice: str) -> dict:
+    """Write a song's words as NAME.json. Returns: its entry in a manifest."""
+    write_text(folder / f"{name}.json", json.dumps(words))
+    return {"id": name, "lrc_path": f"{name}.json", "duration": words[-1]["end"] + 0.5, "style": voice}
+
+
+def main(cfg: PromptSettings) -> None:
+    make_folder(cfg.out)
+    pronounce, (known, chances), manifest = reader(cfg.phonemizer), vocabulary(), []
+    for i in range(cfg.first, cfg.first + cfg.songs):
+        rng = np.random.default_rng([1, i])                  # baby.judge seeds with one number
         line = " ".join(rng.choice(known, rng.integers(4, 9), p=chances))
-        words, name = timed([line], rng, phonemizer), f"{i:04d}"
-        (args.out / f"{name}.json").write_text(json.dumps([word_json(word) for word in words]))
-        manifest.append({"id": name, "lrc_path": f"{name}.json", "duration": words[-1].end + 0.5,
-                         "style": list(FLITE)[i % 2]})
-    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        words = timed([line], rng, pronounce)
+        manifest.append(write_prompt(cfg.out, f"{i:04d}", words, VOICES[i % 2]))
+    write_json(cfg.out / "manifest.json", manifest)
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda: main(parse(PromptSettings, __doc__)))

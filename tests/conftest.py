@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "lyrics")]
 
-from cli import preset_to_json  # noqa: E402
+from support.checkpoint import preset_to_json  # noqa: E402
 from config import CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS  # noqa: E402
 from model import DiT  # noqa: E402
 

@@ -121,5 +121,6 @@ def vae(config: dict, weights: dict[str, Tensor]) -> Oobleck:
     codec = CodecConfig("oobleck", config["sampling_rate"], math.prod(strides),
                         wave_channels=config["audio_channels"], latent_dim=config["decoder_input_channels"],
                         width=config["encoder_hidden_size"], strides=strides,
-                        multiples=tuple(config["channel_multiples"]))
+                        multiples=tuple(config["channel_multiples"]),
+                        decoder_width=config.get("decoder_channels", 0))
     return fit(weights, codec, "golden").eval().requires_grad_(False)

@@ -1,6 +1,6 @@
 """Stand-ins for the published TorchScript autoencoder: small, random, with the same exported methods.
 
-Read `Fitting`, whose weights Oobleck can take over, then `Foreign`, which has to be run as TorchScript.
+Read `Fitting`, whose weights Oobleck can adopt, then `Foreign`, which can only run as TorchScript.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from vae import Oobleck
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """TorchScript's own, of being deprecated, are not what is tested."""
+    """Silence TorchScript's warnings that it is deprecated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         yield
 
 
 class Fitting(nn.Module):
-    """An Oobleck, whose weight norm it folds, traced part by part.
+    """An Oobleck, folded, traced part by part.
 
-    gain scales what it decodes: anything but 1 makes it another network than its weights say.
+    gain scales the decoded wave: with any but 1 it computes something else than its weights say.
     """
 
     def __init__(self, model: Oobleck, frames: int = 8, gain: float = 1.0):
@@ -48,7 +48,7 @@ class Fitting(nn.Module):
 
 
 class Layers(nn.Module):
-    """Modules in a row, those inside of them too, below the name `layers` as stable-audio-tools has it."""
+    """Modules in sequence, nested ones too, under the name `layers` that stable-audio-tools uses."""
 
     def __init__(self, parts: nn.Sequential):
         super().__init__()
@@ -60,7 +60,7 @@ class Layers(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """A Fitting with its names below `model.`."""
+    """A Fitting whose tensors' names begin with `model.`."""
 
     def __init__(self, inner: Fitting):
         super().__init__()

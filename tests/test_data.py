@@ -1,4 +1,4 @@
-"""data.py: the published conversion's numbers, shards good and bad, and which songs come when."""
+"""data.py, support/stream.py, support/tars.py: the published conversion, corrupt shards, order and resume."""
 
 import collections
 import dataclasses
@@ -27,9 +27,13 @@ from hypothesis import strategies as st
 
 import data as data_module
 from config import PRESETS, DataSettings, UserError
-from data import MULTIPLE, TAIL_FRAMES, Shards, braces, chances, collate, conditions, deal, expand
-from data import limit, load, members, mixed, read_item, rounds, together, trimmed, window
+from data import MULTIPLE, TAIL_FRAMES, Shards, check_broken, collate, conditions, crop_span, epochs, load
+from data import read_item, to_batch, trimmed
 from phonemes import NO_WORD, SymbolTable
+from support import stream as streaming
+from support import tars
+from support.stream import Stream, assign_to_lanes, keep_probabilities, seeded, shuffled
+from support.tars import braces, expand, members
 
 quick = settings(deadline=None, derandomize=True, max_examples=100, database=None)
 BABY = PRESETS["baby"]
@@ -118,7 +122,7 @@ def test_golden_scalars(golden):
     """A rounded frame rate, a length without its crop, log of another base."""
     rows = golden("d_dataset.json")["scalars"]
     for row in rows:
-        (a, b), got = window(row["latent_frames"], row["start_frame"], row["max_frames"], 2048, 44100)
+        (a, b), got = crop_span(row["latent_frames"], row["start_frame"], row["max_frames"], 2048, 44100)
         for scalar in SCALARS:
             assert got[scalar] == pytest.approx(row[scalar], abs=1e-12)
             assert torch.tensor(got[scalar], dtype=torch.float32).item() == row["float32"][scalar]
@@ -387,8 +391,8 @@ def test_too_many_broken_in_the_index(tmp_path):
     path = shard(tmp_path / "s.tar", {f"{i}": song(json=None if i < 3 else {"word": []}) for i in range(9)})
     assert mistake(lambda: reading(path, max_broken=0.02)).startswith("3 broken among 9 songs")
     assert take(reading(path, max_broken=0.03), 1)
-    limit(["a"] * 3, 300, 0.01)
-    assert "4 broken among 300" in mistake(limit, ["a"] * 4, 300, 0.01)
+    check_broken(["a"] * 3, 300, 0.01)
+    assert "4 broken among 300" in mistake(check_broken, ["a"] * 4, 300, 0.01)
 
 
 # Order of local files
@@ -440,26 +444,26 @@ def fake_order(count: int, seed: int):
 
 @quick
 @given(st.integers(1, 50), st.integers(1, 7), st.integers(1, 4), st.integers(0, 40), st.integers(0, 9))
-def test_rounds(count, batch, world, skip, seed):
+def test_epochs(count, batch, world, skip, seed):
     """Resuming that replays or skips songs, ranks that share songs, songs lost at an epoch's end."""
     order, start = fake_order(count, seed), {"epoch": 0, "songs": 0}
-    ranks = [take(rounds(order, batch, rank, world, start), skip + 5) for rank in range(world)]
-    whole = take(rounds(order, 1, 0, 1, start), (skip + 5) * batch * world)
+    ranks = [take(epochs(order, batch, (rank, world), [start]), skip + 5) for rank in range(world)]
+    whole = take(epochs(order, 1, (0, 1)), (skip + 5) * batch * world)
     together = [tuple(job) for step in zip(*ranks) for jobs, _ in step for job in jobs]
     assert together == [tuple(jobs[0]) for jobs, _ in whole]
     place = json.loads(json.dumps(ranks[0][skip - 1][1])) if skip else start
     for rank in range(world):
-        assert take(rounds(order, batch, rank, world, place), 5) == ranks[rank][skip:]
+        assert take(epochs(order, batch, (rank, world), [place]), 5) == ranks[rank][skip:]
     for epoch in range(len(together) // count):
         assert sorted(i for i, _ in together[epoch * count:(epoch + 1) * count]) == list(range(count))
 
 
 @quick
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=50), st.integers(1, 9), st.integers(0, 9))
-def test_mixed(lengths, bucket, seed):
+def test_shuffled(lengths, bucket, seed):
     """A bucket that loses or doubles songs, or leaves them sorted."""
     lengths, rng = torch.tensor(lengths), torch.Generator().manual_seed(seed)
-    assert mixed(lengths, bucket, rng).sort()[0].tolist() == list(range(len(lengths)))
+    assert shuffled(lengths, bucket, rng).sort()[0].tolist() == list(range(len(lengths)))
 
 
 def test_order_is_the_published_weights_order():
@@ -469,19 +473,19 @@ def test_order_is_the_published_weights_order():
     order = torch.randperm(160, generator=rng)
     pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(128)]
     blocks = torch.cat(pools).view(20, 8)[torch.randperm(20, generator=rng)]
-    assert mixed(lengths, 8, data_module.seeded(5, 2)).equal(blocks.flatten())
-    assert mixed(lengths, 1, data_module.seeded(5, 2)).equal(order)
+    assert shuffled(lengths, 8, seeded(5, 2)).equal(blocks.flatten())
+    assert shuffled(lengths, 1, seeded(5, 2)).equal(order)
 
 
 def test_like_lengths_share_a_batch():
     """Padding that costs as much as the songs."""
     lengths = torch.randint(100, 1000, (130,), generator=torch.Generator().manual_seed(0))
     rng = torch.Generator().manual_seed(0)
-    blocks = [b for b in lengths[mixed(lengths, 8, rng)].split(8)]
+    blocks = [b for b in lengths[shuffled(lengths, 8, rng)].split(8)]
     assert sorted(map(len, blocks))[:2] in ([2, 8], [8, 8])
-    spread = [(b.max() - b.min()).item() for b in lengths[mixed(lengths[:128], 8, rng)].split(8)]
+    spread = [(b.max() - b.min()).item() for b in lengths[shuffled(lengths[:128], 8, rng)].split(8)]
     assert sum(spread) / len(spread) < 120               # about 700 in random batches
-    middles = torch.stack([b.float().mean() for b in lengths[mixed(lengths[:128], 8, rng)].split(8)])
+    middles = torch.stack([b.float().mean() for b in lengths[shuffled(lengths[:128], 8, rng)].split(8)])
     assert torch.corrcoef(torch.stack([middles, torch.arange(16.0)]))[0, 1].abs() < 0.5    # not short to long
 
 
@@ -547,7 +551,7 @@ def test_ids(stream, paths, tmp_path):
     assert sorted(set(keys_of(take(some, 60)))) == [f"{i:02}" for i in range(1, 20)]
     some = reading(*paths, stream=stream, batch=1, ids=names, min_duration=150.0)
     assert sorted(set(keys_of(take(some, 24)))) == ["16", "17", "18", "19"]
-    assert chances(settings_of(ids=names, resample_duration=100.0, min_duration=15.0)) == {
+    assert keep_probabilities(settings_of(ids=names, resample_duration=100.0, min_duration=15.0)) == {
         f"{i:02}": min(1.0, (i / 10) ** 1.2) for i in range(2, 20)}
     some = reading(*paths, stream=stream, batch=1, ids=names, resample_duration=100.0, min_duration=15.0)
     count = collections.Counter(keys_of(take(some, 400)))
@@ -600,7 +604,7 @@ def test_streams_change_hands(before, after, steps, paths):
     # some ranks are ahead of others by a song
     ranks = [take(start(rank=r, world=before), steps + r % 2) for r in range(before)]
     places = json.loads(json.dumps([rank[-1].place for rank in ranks]))
-    top = min(lane["next"] for lane in deal(places, after)) + 4
+    top = min(lane["next"] for lane in assign_to_lanes(places, after)) + 4
     for r in range(after):
         ranks.append(up_to(top, start(rank=r, world=after, places=places)))
     assert sorted(songs_of(sum(ranks, []))) == sorted(songs_of(up_to(top, start())))
@@ -608,8 +612,8 @@ def test_streams_change_hands(before, after, steps, paths):
 
 def test_streams_need_no_whole_window(paths, monkeypatch):
     """A batch that waits for a whole window of songs, while others are done training."""
-    reads, read_tar = [], data_module.read_tar
-    monkeypatch.setattr(data_module, "read_tar",
+    reads, read_tar = [], streaming.read_tar
+    monkeypatch.setattr(streaming, "read_tar",
                         lambda source: (reads.append(0) or found for found in read_tar(source)))
     counts = []
     for _ in zip(reading(*paths, stream=True, batch=1, window=4), range(60)):
@@ -620,7 +624,7 @@ def test_streams_need_no_whole_window(paths, monkeypatch):
 
 def test_an_address(paths, tmp_path, monkeypatch, capsys):
     """An address that fails at first, is missing, or whose shard breaks off."""
-    monkeypatch.setattr(data_module, "RETRY_S", (0.0,))
+    monkeypatch.setattr(tars, "RETRY_S", (0.0,))
     calls = collections.Counter()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -708,10 +712,10 @@ def test_a_killed_reader(paths):
 
 def test_readers_can_be_spawned(paths):
     """Where processes start anew (macOS, Python 3.14), all that a reading process gets must be picklable."""
-    put_together = functools.partial(together, silence=torch.zeros(2), preset=PRESET)
-    stream = data_module.Stream([str(paths[0])], settings_of(paths[0]), 0, 2, deal([], 1), functools.partial(
-        read_item, data=settings_of(paths[0]), preset=PRESET, table=TABLE), put_together)
-    parts = Shards(settings_of(paths[0]), PRESET, TABLE), stream, put_together, data_module.one_thread
+    make_batch = functools.partial(to_batch, silence=torch.zeros(2), preset=PRESET)
+    stream = Stream([str(paths[0])], settings_of(paths[0]), 0, 2, assign_to_lanes([], 1), functools.partial(
+        read_item, data=settings_of(paths[0]), preset=PRESET, table=TABLE), make_batch)
+    parts = Shards(settings_of(paths[0]), PRESET, TABLE), stream, make_batch, data_module.one_thread
     shards, again, _, _ = pickle.loads(pickle.dumps(parts))
     assert next(iter(again)).ids == next(iter(stream)).ids
     assert shards[1, 2]["latents"].equal(parts[0][1, 2]["latents"])

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -21,43 +22,35 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from test_align import Bundle, spell
 
-import align
 import evaluate
+import style
 from baby import ear as ear_module
-from baby.ear import Ear, level, load_ear, truth
+from baby.ear import truth
 from config import PRESETS, EvaluateConfig, UserError
-from evaluate import (
-    METRICS,
-    Recogniser,
-    distance,
-    find_words,
-    likeliest,
-    main,
-    measures,
-    misheard,
-    recogniser_of,
-    report,
-    scorer_of,
-    small_ear,
-    summary,
-    wav2vec2,
-)
+from evaluate import METRICS, badness, distance, main, measures, misheard, scorer_of, summary
+from lyrics import align
 from phonemes import sung_spans
+from songs import listeners
+from songs.listeners import Ear, Recogniser, find_words, level, likeliest, load_ear, recogniser_of, small_ear
+from songs.listeners import wav2vec2
+from songs.report import report
 from vae import MelCodec
+
+CFG = EvaluateConfig(songs=Path())
 
 RATE, PER_S = 1000, 100                  # of the stand-in: a frame is ten samples
 SOUNDS = ["", *"həloʊwɝdsæt"]
-CPU = torch.device("cpu")
 
 
 def listener(labels=SOUNDS, **changes):
     """It hears classes where waves have their number, in tenths, and nothing else."""
-    def emissions(wave, rate_hz):
-        frames = wave[:len(wave) // 10 * 10].view(-1, 10).mean(1)
+    def hear(wave, rate_hz):
+        voice = wave.mean(0)
+        frames = voice[:len(voice) // 10 * 10].view(-1, 10).mean(1)
         ids = (10 * frames).round().long().clamp(0, len(labels) - 1)
-        return torch.nn.functional.one_hot(ids, len(labels)).float().mul(8).log_softmax(-1), PER_S
-    own = Recogniser("stand-in", "0", labels, lambda wave, rate_hz: (wave.mean(0), rate_hz), emissions,
-                     lambda word: word.phoneme, lambda heard: heard, 0.0,
+        log_p = torch.nn.functional.one_hot(ids, len(labels)).float().mul(8).log_softmax(-1)
+        return voice, rate_hz, log_p, PER_S
+    own = Recogniser("stand-in", "0", labels, hear, lambda word: word.phoneme, lambda heard: heard, 0.0,
                      lambda wave, rate_hz: wave.mean().view(1, 1))
     return dataclasses.replace(own, **changes)
 
@@ -262,7 +255,7 @@ def test_frechet_distance_of_known_distributions():
 def sung():
     """Two ground-truth songs after Griffin-Lim: for each voice the wave (1, N) and its record."""
     codec, made = MelCodec(dataclasses.replace(PRESETS["baby"].codec, griffin_lim_steps=30)), {}
-    with safe_open(evaluate.Path(__file__).with_name("sung.safetensors"), "pt") as file:
+    with safe_open(Path(__file__).with_name("sung.safetensors"), "pt") as file:
         for voice in file.keys():
             wave = codec.decode(file.get_tensor(voice).float()[None] / 50)[0]
             record = json.loads(file.metadata()[voice])
@@ -334,7 +327,7 @@ def test_worst_come_first():
     wave, record = song([("sæt", 0.5, 1.0), ("həloʊwɝld", 1.2, 2.4)])
     record["word"][1]["phoneme"] = "həloʊwɝlt"
     bad = measures(wave, RATE, record, listener()) | {"id": "bad", "scores": {}, "file": "/b.wav"}
-    page = report([good | {"file": "/a.wav", "scores": {}}, bad], {}, evaluate.Path("/"))
+    page = report([good | {"file": "/a.wav", "scores": {}}, bad], {}, {}, badness, Path("/"))
     songs = json.loads(re.search('id="data">(.*?)</script>', page)[1])["songs"]
     assert songs[0]["id"] == "bad" and songs[0]["words"][0]["errors"] == 1
 
@@ -377,7 +370,7 @@ def test_a_manifest_and_its_audio(folder, sung, tmp_path):
 
 
 @pytest.mark.parametrize("args, text", [
-    ([], "holds no songs with accounts"), (["--recogniser", "nose"], "expected ear or wav2vec2"),
+    ([], "holds no songs with accounts"), (["--recogniser", "nose"], "expected one of ear, wav2vec2"),
     (["--scorer", "taste"], "expected phonemes, timing, style"), (["--scorer", "nowhere:f"], "nowhere"),
     (["--scorer", "json:taste"], "taste"), (["--scorer", "songeval"], "songeval")])
 def test_mistakes_are_told_in_one_line(tmp_path, args, text):
@@ -396,16 +389,16 @@ def test_scores_rank_songs(tmp_path):
         soundfile.write(tmp_path / name, wave[0].numpy() / 2, RATE, subtype="FLOAT")
         return tmp_path / name, song(HELLO)[1]
     ear = listener()
-    halved = dataclasses.replace(ear, emissions=lambda wave, rate_hz: ear.emissions(2 * wave, rate_hz))
+    halved = dataclasses.replace(ear, hear=lambda wave, rate_hz: ear.hear(2 * wave, rate_hz))
     good, late = written("good.wav", 0), written("late.wav", 0.3)
     lost = written("lost.wav", 0, HELLO[:1])
     for name, songs in (("phonemes", (good, lost)), ("timing", (good, late, lost)),
                         ("phonemes:1,timing:2", (good, late, lost))):
-        scores = [scorer_of(name, recogniser=halved)(*each) for each in songs]
+        scores = [scorer_of(name, CFG, recogniser=halved)(*each) for each in songs]
         assert scores == sorted(scores, reverse=True) and len(set(scores)) == len(scores)
-    assert scorer_of("timing", recogniser=halved)(*late) == pytest.approx(-0.3, abs=0.011)
-    assert scorer_of("timing", recogniser=halved)(*lost) == pytest.approx(-1 / 3, abs=0.011)
-    both = scorer_of("phonemes:1,timing:2", recogniser=halved)(*late)
+    assert scorer_of("timing", CFG, recogniser=halved)(*late) == pytest.approx(-0.3, abs=0.011)
+    assert scorer_of("timing", CFG, recogniser=halved)(*lost) == pytest.approx(-1 / 3, abs=0.011)
+    both = scorer_of("phonemes:1,timing:2", CFG, recogniser=halved)(*late)
     assert both == pytest.approx(1 - 0.6, abs=0.03)
 
 
@@ -415,10 +408,10 @@ def test_a_scorer_of_ones_own(tmp_path, monkeypatch):
                                        "def bad(path, record): return float('nan')\n")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    assert scorer_of("taste:good")(evaluate.Path("abc"), {"x": 2}) == 5
-    assert scorer_of("taste:good:2,taste:good")(evaluate.Path("abc"), {"x": 2}) == 15
+    assert scorer_of("taste:good", CFG)(Path("abc"), {"x": 2}) == 5
+    assert scorer_of("taste:good:2,taste:good", CFG)(Path("abc"), {"x": 2}) == 15
     with pytest.raises(ValueError, match="finite"):
-        scorer_of("taste:bad")(evaluate.Path("abc"), {})
+        scorer_of("taste:bad", CFG)(Path("abc"), {})
 
 
 def test_style_is_the_cosine_to_what_was_asked(folder, monkeypatch):
@@ -432,9 +425,9 @@ def test_style_is_the_cosine_to_what_was_asked(folder, monkeypatch):
         def audio(self, wave):
             return torch.tensor([3.0, 4.0])
 
-    monkeypatch.setattr(evaluate, "StyleEncoder", Encoder)
-    monkeypatch.setattr(evaluate, "encoder_folders", lambda cfg: ())
-    score, path = scorer_of("style"), folder / "female.wav"
+    monkeypatch.setattr(style, "StyleEncoder", Encoder)
+    monkeypatch.setattr(style, "encoder_folders", lambda cfg: ())
+    score, path = scorer_of("style", CFG), folder / "female.wav"
     assert score(path, {"style": [3.0, 4.0]}) == pytest.approx(1)
     assert score(path, {"style": [4.0, -3.0]}) == pytest.approx(0, abs=1e-6)
     assert score(path, {"style": [1.0] * 5, "settings": {"style": [str(path)]}}) == pytest.approx(1)
@@ -451,8 +444,9 @@ def test_wav2vec2_hears_words(monkeypatch, tmp_path):
     source.path.parent.mkdir(parents=True)
     source.path.write_bytes(b"weights")
     sounds = {"help": "hɛlp", "Help,": "hɛlp", "world": "wɝld"}
-    monkeypatch.setattr(evaluate, "phonemizer", lambda: lambda word: sounds.get(word, ""))
-    ear = wav2vec2(CPU, False, True)
+    monkeypatch.setattr(listeners, "phonemizer", lambda: lambda word: sounds.get(word, ""))
+    cfg = EvaluateConfig(songs=tmp_path, recogniser="wav2vec2", offline=True, device="cpu")
+    ear = wav2vec2(cfg)
     monkeypatch.setattr(test_align, "GAP_S", 0.0)            # it hears a bar behind each tone that ends
     wave, times = spell([("help", 0.5), ("world", 2.0)], 4.0, held=0.5)
     record = {"word": [{"word": word, "start": start, "end": end}
@@ -463,7 +457,6 @@ def test_wav2vec2_hears_words(monkeypatch, tmp_path):
     bundle.peaky = True                                      # hears the attack of held letters only
     assert measures(wave[None], 16000, record, ear)["offset_s"] < 0.1
     assert finite(measures(torch.zeros(1, 16000), 16000, record, ear))
-    cfg = EvaluateConfig(songs=tmp_path, recogniser="wav2vec2", offline=True, device="cpu")
     assert recogniser_of(cfg).sha256 == ear.sha256
 
 
@@ -503,9 +496,9 @@ def test_the_ear_learns(monkeypatch, tmp_path, sung):
         return [(mel, truth([(w["start"], w["end"], w["phoneme"]) for w in words], len(mel), ear.classes))
                 for mel, words in heard]
     losses, nll = [], torch.nn.functional.nll_loss
-    monkeypatch.setattr(ear_module, "heard_songs", songs)
+    monkeypatch.setattr(ear_module, "read_songs", songs)
     monkeypatch.setattr(ear_module, "CROP", 100)
     monkeypatch.setattr(torch.nn.functional, "nll_loss", lambda *a: losses.append(nll(*a)) or losses[-1])
-    ear_module.train("", tmp_path / "ear.safetensors", 12)
+    ear_module.main(ear_module.EarSettings("", tmp_path / "ear.safetensors", 12))
     assert losses[-1] < 0.8 * losses[0]
     assert load_ear(tmp_path / "ear.safetensors").classes == shipped.classes

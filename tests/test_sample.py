@@ -13,11 +13,11 @@ import torch
 from conftest import ROOT
 
 import sample
-from audio import FORMATS, master
 from config import SampleConfig, UserError
-from hub import locate
-from manifest import Song
-from sample import Arranger, Singer, main, resolve
+from sample import Model, Prompts, main, resolve
+from songs.manifest import Song
+from support.audio import FORMATS, master
+from support.hub import locate
 
 HELLO = ROOT / "examples" / "hello.json"
 RATE = 24000
@@ -97,7 +97,7 @@ def test_bad_settings(sing, args, fragment, tmp_path, monkeypatch):
 def test_unwritable_folder(sing, tmp_path, monkeypatch):
     """Refused before any work, not after the song is computed."""
     monkeypatch.setattr(os, "access", lambda path, mode: False)      # root may write anywhere
-    monkeypatch.setattr(sample, "Arranger", lambda *args: pytest.fail("worked before it looked"))
+    monkeypatch.setattr(sample, "Prompts", lambda *args: pytest.fail("worked before it looked"))
     with pytest.raises(UserError, match="no permission to write"):
         sing()
 
@@ -209,18 +209,18 @@ def test_a_failed_write_leaves_the_old_song(sing, monkeypatch, tmp_path, failure
 
 @pytest.fixture(scope="module")
 def baby():
-    """The embedded model's arranger, singer and settings."""
+    """The embedded model's prompts, the model, and settings."""
     cpu, files = torch.device("cpu"), locate(SampleConfig())
     cfg = resolve(SampleConfig(), files.preset)
-    return Arranger(files, cfg, cpu), Singer(files, cpu), cfg
+    return Prompts(files, cfg, cpu), Model(files, cpu), cfg
 
 
 @pytest.mark.parametrize("voice", ["female", pytest.param("male", marks=pytest.mark.slow)])
 def test_the_embedded_model_sings_in_time(baby, voice):
     """Each phrase of hello.json is heard within 60 ms of its first word's start; between them is silence."""
-    arranger, singer, cfg = baby
-    latents = singer.latents(arranger.score(Song("", HELLO, (voice,), (), 10.0, 0)), 0, cfg)
-    wave = master(singer.codec.decode(latents)[0, :, :10 * RATE], RATE, 10 * RATE)[0]
+    prompts, model, cfg = baby
+    latents = model.latents(prompts.make(Song("", HELLO, (voice,), (), 10.0, 0)), 0, cfg)
+    wave = master(model.codec.decode(latents)[0, :, :10 * RATE], RATE, 10 * RATE)[0]
     power = wave.unfold(0, 240, 120).square().mean(1)        # 10 ms, every 5 ms
     heard = power > 1e-3 * power.quantile(0.95)              # 30 dB below the loudest
     starts, ends = [0.5, 2.6, 5.8], [2.0, 5.2, 9.5]
@@ -236,12 +236,12 @@ def test_the_embedded_model_sings_in_time(baby, voice):
 
 def test_different_guidance_is_another_song(baby, tmp_path):
     """A guidance setting that is not handed on would change nothing."""
-    arranger, singer, cfg = baby
+    prompts, model, cfg = baby
     lyrics = write(tmp_path / "l.json", json.loads(HELLO.read_text())[:2])
-    score = arranger.score(Song("", lyrics, ("male",), (), 2.2, 0))
+    prompt = prompts.make(Song("", lyrics, ("male",), (), 2.2, 0))
     change = dataclasses.replace
-    plain = singer.latents(score, 0, change(cfg, steps=4, guidance="none", guidance_weights=None))
-    guided = singer.latents(score, 0, change(cfg, steps=4, guidance_weights=(1.0, 3.0)))
+    plain = model.latents(prompt, 0, change(cfg, steps=4, guidance="none", guidance_weights=None))
+    guided = model.latents(prompt, 0, change(cfg, steps=4, guidance_weights=(1.0, 3.0)))
     assert (plain - guided).abs().max() > 0.05
 
 
@@ -313,13 +313,13 @@ def test_pronunciations(sing, tmp_path):
 
 def test_syllables_are_sung_at_their_own_times(baby, tmp_path):
     """Stamps inside of a word that are read, written and then not sung."""
-    arranger = baby[0]
+    prompts = baby[0]
     (tmp_path / "l.lrc").write_text("[00:00.50]<00:00.50>hel<00:02.00>lo<00:03.00>")
-    score = arranger.score(Song("", tmp_path / "l.lrc", ("female",), (), 3.5, 0))
-    [word] = score.lyrics.words
+    prompt = prompts.make(Song("", tmp_path / "l.lrc", ("female",), (), 3.5, 0))
+    [word] = prompt.lyrics.words
     assert word.word == "hello" and [p.text for p in word.phones] == list("həloʊ")
-    ids, cell_hz = arranger.table.ids, 4 * arranger.frame_hz
-    row = score.batch["phonemes"][0].tolist()
+    ids, cell_hz = prompts.table.ids, 4 * prompts.frame_hz
+    row = prompt.batch["phonemes"][0].tolist()
     assert row.index(ids["l"]) == int(2.0 * cell_hz) and row[int(2.0 * cell_hz) - 1] == ids["ə"]
 
 

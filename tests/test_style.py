@@ -1,7 +1,7 @@
-"""style.py and audio.py: names, files, sound and words become the right vectors; what is none is refused.
+"""style.py, support/mulan.py and the reading of sound files: names, files, sound and words become vectors.
 
-Read `Ears` first: it stands for the encoder where its numbers do not matter. standin_style.py is a tiny
-random MuQ-MuLan for where they do.
+Read `Ears` first: it takes the encoder's place where the numbers do not matter. standin_style.py is a tiny
+random MuQ-MuLan for the tests where they do.
 """
 
 import gc
@@ -19,14 +19,16 @@ import pytest
 import soundfile
 import standin_style
 import torch
+from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-import audio
-from config import STYLES, UserError
-from conftest import ROOT
-from style import UNUSED, Crop, StyleEncoder, blend, negative_vector, style_vector, weighted
+from config import PRESETS, STYLES, SampleConfig, UserError
+from style import Crop, StyleEncoder, blend, encoder_of, negative_vector, style_vector
+from support import audio
+from support.cli import parse, weighted
+from support.mulan import UNUSED
 
 WIDTH = 4
 VECTOR = torch.tensor([1.0, -2.0, 0.5, 0.0])
@@ -36,7 +38,7 @@ RATE = 48000
 
 
 class Ears:
-    """In the encoder's place: says what it was given. Counts how often it is built."""
+    """Takes the encoder's place: keeps what it was given, counts how often it was built."""
 
     def __init__(self, width=WIDTH, value=1.0):
         self.width, self.value, self.built, self.heard, self.read = width, value, 0, [], []
@@ -167,8 +169,8 @@ def test_hostile_file_is_refused(ending, shipped, tmp_path):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("name", ["robot", "", "no.pt", "no.mp3", "Female", "folder.npy", "folder.wav", ":2",
-                                  "x" * 999 + ".npy", "a.txt", "male:0", "male:-1", "male:nan", "male:1e999"])
+@pytest.mark.parametrize("name", ["robot", "", "no.pt", "no.mp3", "folder.npy", "folder.wav", ":2", "a.txt",
+                                  "x" * 999 + ".npy", "male:0", "male:-1", "male:nan", "male:1e999"])
 def test_unknown_name_lists_what_is_known(name, shipped, tmp_path, monkeypatch):
     """A typo needs the list of names; so does a folder, a name that no file can have, or a bad weight."""
     monkeypatch.chdir(tmp_path)
@@ -178,6 +180,30 @@ def test_unknown_name_lists_what_is_known(name, shipped, tmp_path, monkeypatch):
     text = mistake(style, (name,), shipped=shipped)
     assert f"--style {'' if name == ':2' else name}: no such style or file" in text
     assert "a:2, female, male, a sound file (.mp3, .wav, .flac, .ogg) or a saved vector (.npy, .pt, " in text
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("Female", -VECTOR), ("MALE:0.3", VECTOR), ("A:2", VECTOR + 1), ("A:2:5", VECTOR + 1)])
+def test_case_of_a_name(name, expected, shipped):
+    """A name at the beginning of a sentence; a colon in it must not become a weight."""
+    assert torch.equal(style((name,), shipped=shipped), expected)
+
+
+def test_names_that_differ_in_case_alone(tmp_path):
+    """Of two names that fit as well, the wrong one is sung without a word."""
+    save_file({"rock": VECTOR, "Rock": -VECTOR}, tmp_path / STYLES)
+    assert torch.equal(style(("Rock",), shipped=tmp_path / STYLES), -VECTOR)
+    assert torch.equal(style(("rock",), shipped=tmp_path / STYLES), VECTOR)
+    assert "--style ROCK: no such style" in mistake(style, ("ROCK",), shipped=tmp_path / STYLES)
+
+
+@pytest.mark.parametrize("name, near", [
+    ("femal", "female"), ("FEMALES", "female"), ("mael", "male"), ("male:x", "male")])
+def test_misspelt_name_suggests_the_nearest(name, near, shipped):
+    """A list of twenty names to search for a missing letter."""
+    text = mistake(style, (name,), shipped=shipped)
+    assert f"--style {name}: no such style or file; did you mean {near}? expected a:2, female, male" in text
+    assert "did you mean" not in mistake(style, ("robot",), shipped=shipped)
 
 
 def test_broken_styles_of_the_model(tmp_path):
@@ -369,8 +395,8 @@ def test_mp3_without_its_length(tmp_path):
 
 @pytest.mark.parametrize("name, content, expected", [
     ("gone.mp3", None, "no such file"), ("a\0b.wav", None, "no such file"), ("folder.wav", None, "a folder"),
-    ("a.m4a", b"", "expected a sound file: .mp3, .wav, .flac, .ogg"), ("a.mp3", b"text" * 999, "broken"),
-    ("a.wav", b"", "broken"), ("a.flac", b"fLaC", "broken"), ("a.ogg", b"OggS", "cut off"),
+    ("a.m4a", b"", "expected a sound file: .mp3, .wav, .flac, .ogg"), ("a.mp3", b"text" * 999, "corrupt"),
+    ("a.wav", b"", "corrupt"), ("a.flac", b"fLaC", "corrupt"), ("a.ogg", b"OggS", "cut off"),
     ("none.wav", (np.zeros((0, 2)), RATE), "no sound"), ("odd.wav", (sound(44101), 44101), "usual rate"),
     ("nan.wav", (np.array([0, np.nan]), RATE, "FLOAT"), "not finite"),
     ("inf.wav", (np.array([0, np.inf]), RATE, "FLOAT"), "not finite")])
@@ -428,13 +454,19 @@ def test_random_window(folder):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("values, flag", [
-    ((-1.0, 30.0, None), "--style-start -1.0"), ((math.nan, 30.0, None), "--style-start nan"),
-    ((0.0, 0.05, None), "--num-style-secs 0.05"), ((0.0, math.nan, None), "--num-style-secs nan"),
-    ((0.0, math.inf, None), "--num-style-secs inf"), ((1.0, 30.0, 7), "--style-start 1.0")])
-def test_crop_that_cannot_be(values, flag):
+@pytest.mark.parametrize("flags", [
+    ("--style-start", "-1.0"), ("--style-start", "nan"), ("--num-style-secs", "0.05"),
+    ("--num-style-secs", "nan"), ("--num-style-secs", "inf")])
+def test_crop_that_cannot_be(flags):
     """A mistake that would show after the encoder's minute of loading, or not at all."""
-    assert flag in mistake(Crop, *values)
+    assert " ".join(flags) in mistake(parse, SampleConfig, "", [*flags])
+
+
+def test_random_crop_with_a_start():
+    """Two flags of which one would be ignored without a word."""
+    from sample import validate
+    cfg = parse(SampleConfig, "", ["--random-crop-style", "--style-start", "1"])
+    assert "--random-crop-style" in mistake(validate, cfg) and "--style-start 1.0" in mistake(validate, cfg)
 
 
 def test_short_clip(folder, tmp_path):
@@ -486,7 +518,7 @@ def test_negative_style(tmp_path):
         got = negative_vector(name, WIDTH, lambda: path)
         assert got.shape == (1, WIDTH) and got.dtype == torch.float32
         assert torch.equal(got[0], vector.half().float()) and not torch.equal(got[0], vector)
-    assert "--negative-style vocal: expected 8 finite numbers, found 4" in mistake(
+    assert "--negative-style vocal: expected 8 finite numbers: found 4" in mistake(
         negative_vector, "vocal", 8, lambda: path)
     assert "zeros, vocal or a saved" in mistake(negative_vector, "female", WIDTH, none)
     assert "65504" in mistake(negative_vector, write(tmp_path / "big.npy", np.full(4, 7e4)), WIDTH, none)
@@ -574,13 +606,13 @@ def test_only_training_uses_what_may_be_missing(standin, encoder, tmp_path):
 
 
 @pytest.mark.parametrize("change, expected", [
-    (lambda w: w.pop("mulan.audio.proj.bias"), "lacks mulan.audio.proj.bias"),
-    (lambda w: w.update({"extra.weight": torch.ones(2)}), "has extra.weight"),
-    (lambda w: w.update({"mulan.text_to_latents.bias": torch.ones(7)}), "has mulan.text_to_latents.bias (7"),
+    (lambda w: w.pop("mulan.audio.proj.bias"), "mulan.audio.proj.bias: missing"),
+    (lambda w: w.update({"extra.weight": torch.ones(2)}), "extra.weight: (2,) float; expected none"),
+    (lambda w: w.update({"mulan.text_to_latents.bias": torch.ones(7)}), "mulan.text_to_latents.bias: (7"),
     (lambda w: w.update({"mulan.audio.proj.bias": torch.ones(32, dtype=torch.int64)}), "torch.int64"),
     (lambda w: w.update({"mulan.audio.proj.bias": "text"}), "not weights"),
-    (lambda w: w.update({3: torch.ones(2)}), "has 3"),
-    (lambda w: w.clear(), "and 150 more")])
+    (lambda w: w.update({3: torch.ones(2)}), "such as 3: (2,)"),
+    (lambda w: w.clear(), "tensors that differ: 151, ")])
 def test_weights_must_fit(change, expected, standin, tmp_path):
     """muq's own loading takes a file without weights, and then every style is random."""
     folder = shutil.copytree(standin, tmp_path / "mulan")
@@ -629,6 +661,18 @@ def test_tokenizer_of_another_model(standin, tmp_path):
     rules["model"]["vocab"] += [[f"more{i}", -1.0] for i in range(9)]
     path.write_text(json.dumps(rules))
     assert str(path) in mistake(load, folder)
+
+
+def test_encoder_of_a_model(standin, encoder):
+    """A model without an encoder: the error must say what it takes as style; another: its encoder."""
+    cfg = SampleConfig(style_encoder=standin)
+    text = mistake(encoder_of, cfg, PRESETS["baby"], "cpu", "--model baby")
+    assert text.startswith("--model baby takes no sound and no text as style; expected a style that it names")
+    assert "saved vector (.npy, .pt, .safetensors) of 128 numbers" in text
+    for preset in (PRESETS["jam-0.5"], None):
+        assert torch.equal(encoder_of(cfg, preset, "cpu").text("rock"), encoder.text("rock"))
+    cfg = SampleConfig(style_encoder=standin / "gone")
+    assert f"--style-encoder {standin / 'gone'}: there is no" in mistake(encoder_of, cfg, None, "cpu")
 
 
 def test_encoder_can_be_freed(standin):

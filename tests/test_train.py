@@ -1,4 +1,4 @@
-"""train.py, checkpoint.py, tracker.py: a killed run ends as if it had not been; many ranks are as one."""
+"""train.py, support/checkpoint.py, support/log.py: killed runs end with equal bits; many ranks act as one."""
 
 import contextlib
 import dataclasses
@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,13 +25,14 @@ import torch
 from conftest import BABY, ROOT
 from safetensors.torch import load_file
 
-import checkpoint
 import config
 import sample
 import train as module
-from cli import parse
 from config import AVERAGED, CONFIG, PRESETS, RECIPES, STYLES, WEIGHTS, DataSettings, TrainConfig, UserError
 from model import DiT
+from support import checkpoint
+from support.cli import parse
+from support.hub import sha256
 from train import FlowObjective, Trainer, grouped, rate_at, song_draws, train
 
 CLEAN = multiprocessing.get_context("forkserver")            # a mere fork has the locks of our threads
@@ -369,7 +371,7 @@ def test_a_half_written_checkpoint_is_passed_over(cfg, capsys):
         break_it(cfg.out / "step-000004")
         capsys.readouterr()
         train(cfg)
-        assert "step-000004: is not whole; passed over" in capsys.readouterr().err
+        assert "step-000004: is not whole; skipped" in capsys.readouterr().err
         assert checkpoint.whole(cfg.out / "step-000004")
 
 
@@ -447,6 +449,9 @@ def test_resume_from_a_named_checkpoint(cfg, tmp_path):
     assert [row["step"] for row in rows(branch)] == [3, 4, 5]
     with pytest.raises(UserError, match="step-000004 is newer; use another --out"):
         train(dataclasses.replace(cfg, resume=str(cfg.out / "step-000002")))
+    kept = shutil.copytree(cfg.out / "step-000002", tmp_path / "kept" / "best")      # no run's own name
+    train(dataclasses.replace(cfg, out=kept.parent, resume=str(kept)))
+    assert equal(cfg.out / "last", kept.parent / "last")
 
 
 def test_ranks_with_folders_of_their_own(cfg, tmp_path):
@@ -495,8 +500,8 @@ def test_gradient_checkpointing_changes_nothing(cfg, tmp_path):
     trainer = Trainer(twice, model, objective, module.Processes(), torch.device("cpu"))
     block = model.transformer_blocks[0]
     block.register_forward_pre_hook(lambda *_: calls.append(1))
-    batch = next(module.load(cfg.data, config.PRESETS["tiny"], *module.assets_of(cfg, config.PRESETS["tiny"]),
-                             cfg.batch, 0))
+    _, *assets = module.begin(cfg, module.Processes())       # preset, phonemes' ids, silence
+    batch = next(module.load(cfg.data, *assets, cfg.batch, 0))
     trainer.step([batch])
     assert len(calls) == 2
 
@@ -581,7 +586,7 @@ def test_a_checkpoint_sings(cfg, tmp_path, monkeypatch):
     lyrics.write_text(json.dumps([{"word": "hello", "start": 0.2, "end": 0.9}]))
     sample.main(["--model", str(cfg.out / "last"), "--lyrics", str(lyrics), "--out", str(out)])
     account = json.loads((tmp_path / "song.wav.json").read_text())
-    assert account["request"]["sha256"]["weights"] == sample.sha256(cfg.out / "last" / AVERAGED)
+    assert account["request"]["sha256"]["weights"] == sha256(cfg.out / "last" / AVERAGED)
     assert (cfg.out / "last" / CONFIG).is_file() and set(load_file(cfg.out / "last" / WEIGHTS)) == {
         f"transformer.{name}" for name, _ in DiT(config.PRESETS["tiny"].model).named_parameters()}
 
@@ -612,7 +617,7 @@ def test_a_run_does_not_end_for_want_of_a_song(cfg, tmp_path, shard, words, pict
     ({"out": BABY / CONFIG}, "File exists"), ({"assets": ROOT}, "phonemizer.pt: no such file"),
     ({"init_from": BABY / CONFIG}, str(BABY / CONFIG)), ({"max_frames": 9999}, "--max-frames 9999: expecte"),
     ({"fsdp": True}, "start them with torchrun"), ({"wandb": "a/b"}, "--wandb: is not installed: pip inst"),
-    ({"wandb_mode": "loud"}, "--wandb-mode loud: expected online or offline")])
+    ({"wandb_mode": "loud"}, "--wandb-mode loud: expected one of online")])
 def test_mistakes(cfg, change, fragment):
     with pytest.raises(UserError, match=".") as caught:
         train(dataclasses.replace(cfg, **change))
@@ -624,5 +629,5 @@ def test_command_line(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "train.py", "--config", "pretain"], cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == ("error: --config pretain: expected pretrain, sft, baby-pretrain, baby-sft, "
-                           "or a JSON or YAML file\n")
+    assert done.stderr == ("error: --config pretain: did you mean pretrain? expected pretrain, sft, "
+                           "baby-pretrain, baby-sft, or a JSON or YAML file\n")

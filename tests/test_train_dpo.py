@@ -10,12 +10,12 @@ import torch
 from conftest import BABY
 from safetensors.torch import load_file, save_file
 
-import checkpoint
 import config
 import train_dpo
 from config import AVERAGED, RECIPES, WEIGHTS, DPOConfig, UserError
 from model import DiT
-from processes import Processes
+from support import checkpoint
+from support.processes import Processes
 from train_dpo import preference, work
 
 
@@ -229,7 +229,7 @@ def test_bad_pairs(cfg, tmp_path, change, fragment):
     ({"sft": "all"}, "--sft all: expected one of none, win, gt"),
     ({"init_from": None}, "--init-from: expected"),
     ({"beta": 0.0}, "--beta 0.0"), ({"reference": "half"}, "--reference half: expected one of float32"),
-    ({"pairs": ()}, "--pairs: expected a JSON file"), ({"pairs": ("[]",)}, "has no pairs; data.py pairs"),
+    ({"pairs": ()}, "--pairs: expected a JSON file"), ({"pairs": ("[]",)}, "has no pairs; songs.pairs"),
     ({"pairs": ("no.json",)}, "no.json: No such file")])
 def test_mistakes(cfg, change, fragment, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

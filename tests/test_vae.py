@@ -1,5 +1,5 @@
-"""vae.py: where a latent frame stands in time, and that a voice survives the way there and back; that Oobleck
-is the published autoencoder, from every layout of its weights, and that the cuts of its chunks are not heard.
+"""vae.py: latent frames stand where the sound is, and a voice survives encoding and decoding; Oobleck is the
+published autoencoder, from every layout of its weights, and the cuts between its chunks are inaudible.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from torch import nn
 
 import vae
 from config import PRESETS, CodecConfig, UserError
-from vae import Oobleck, OobleckCodec, Scripted, chunks, file_maps, load_oobleck, make_codec, silence_of
+from vae import Oobleck, OobleckCodec, Scripted, chunks, layouts, load_oobleck, make_codec, silence_of
 
 CONFIG = PRESETS["baby"].codec
 RATE, HOP = CONFIG.sample_rate_hz, CONFIG.hop
@@ -26,8 +26,8 @@ TINY = CodecConfig("oobleck", sample_rate_hz=44100, hop=32, wave_channels=2, lat
                    strides=(2, 4, 4), multiples=(1, 2, 4))
 ODD = dataclasses.replace(TINY, hop=15, strides=(3, 5), multiples=(1, 2))
 FLAT = dataclasses.replace(TINY, hop=2, strides=(2,), multiples=(1,))
-LAYOUTS = list(itertools.product(("weight_g", vae.OURS[0], "weight"), ("diffusers", "stable-audio-tools"),
-                                 vae.PREFIXES))
+LAYOUTS = list(itertools.product(("weight_g", "parametrizations.weight.original0", "weight"),
+                                 ("diffusers", "stable-audio-tools"), vae.PREFIXES))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_published_names_and_shapes(golden):
     with torch.device("meta"):
         empty = Oobleck(FULL)
     sizes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    maps = [m for _, _, m in file_maps(empty, [""]) if any(k.endswith("weight_g") for k in m)]
+    maps = [names for _, names in layouts(empty) if any(k.endswith("weight_g") for k in names)]
     for found, kind, shape in zip(maps, ("diffusers", "stable_audio_tools"), ("shape", "sat_shape"),
                                   strict=True):
         assert found.keys() == {row[kind] for row in table} and len(found) == 365
@@ -181,26 +181,34 @@ def test_published_names_and_shapes(golden):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
-def test_equals_diffusers(tmp_path):
-    """A fact that the golden configuration cannot show; weights that its own save_pretrained writes."""
+@pytest.mark.parametrize("decoder_channels", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (6, 10))])
+def test_equals_diffusers(decoder_channels, tmp_path):
+    """A fact that the golden configuration cannot show, such as a decoder of another width than the encoder;
+    weights that its own save_pretrained writes, or the same in any other layout.
+    """
     from diffusers import AutoencoderOobleck
     with torch.random.fork_rng():
         torch.manual_seed(1)
         theirs = AutoencoderOobleck(encoder_hidden_size=6, downsampling_ratios=[2, 6, 4],
-                                    channel_multiples=[1, 3, 5], decoder_channels=6, decoder_input_channels=3,
-                                    audio_channels=1)
+                                    channel_multiples=[1, 3, 5], decoder_channels=decoder_channels,
+                                    decoder_input_channels=3, audio_channels=1)
         for name, tensor in theirs.named_parameters():
             torch.nn.init.normal_(tensor, std=0.3) if name.endswith(("alpha", "beta")) else None
     theirs.eval().requires_grad_(False).save_pretrained(tmp_path)
     config = CodecConfig("oobleck", sample_rate_hz=44100, hop=48, latent_dim=3, width=6, strides=(2, 6, 4),
-                         multiples=(1, 3, 5))
-    ours = load_oobleck(tmp_path / "diffusion_pytorch_model.safetensors", config)
+                         multiples=(1, 3, 5), decoder_width=decoder_channels)
+    ours = names.vae(dict(theirs.config), theirs.state_dict())
+    for i, layout in enumerate(LAYOUTS):
+        save_file(as_file(ours, config, *layout), tmp_path / f"{i}.safetensors")
     latent = torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(2))
     wave = theirs.decode(latent).sample
-    assert wave.abs().max() > 1e-3 and error(ours.decode(latent), wave) < 1e-5 * wave.abs().max()
     want = theirs.encode(wave).latent_dist
-    mean, std = ours.encode(wave)
-    assert error(mean, want.mean) < 1e-5 and error(std, want.std) < 1e-5
+    files = list(tmp_path.glob("*.safetensors"))
+    assert wave.abs().max() > 1e-3 and len(files) == 1 + len(LAYOUTS)
+    for model in (ours, *(load_oobleck(path, config) for path in files)):
+        assert error(model.decode(latent), wave) < 1e-5 * wave.abs().max()
+        mean, std = model.encode(wave)
+        assert error(mean, want.mean) < 1e-5 and error(std, want.std) < 1e-5
 
 
 def test_fold(model):
@@ -317,20 +325,24 @@ def test_codec_shapes(model):
 
 # Oobleck, its weights
 
-def as_file(norm: str, layout: str, prefix: str) -> dict[str, torch.Tensor]:
-    """The random model's weights as a file has them."""
+def as_file(model: Oobleck, config: CodecConfig, norm: str, layout: str,
+            prefix: str) -> dict[str, torch.Tensor]:
+    """A model's weights as a file has them."""
+    if norm == "weight":
+        twin = Oobleck(config)
+        twin.load_state_dict(model.state_dict())
+        model = twin.fold()
     first = "decoder.conv1." if layout == "diffusers" else "decoder.layers.0."
-    (table,) = (m for _, _, m in file_maps(random_model(), [prefix]) if prefix + first + norm in m)
-    own = random_model().fold() if norm == "weight" else random_model()
-    tensors = {theirs: own.state_dict()[ours].clone() for theirs, ours in table.items()}
+    table = next(names for _, names in layouts(model, [prefix]) if prefix + first + norm in names)
+    tensors = {theirs: model.state_dict()[ours].clone() for theirs, ours in table.items()}
     if layout == "stable-audio-tools":
         tensors = {k: v.flatten() if k.endswith(("alpha", "beta")) else v for k, v in tensors.items()}
     return tensors
 
 
 @pytest.fixture(scope="module")
-def tensors():
-    return as_file("weight_g", "diffusers", "")
+def tensors(model):
+    return as_file(model, TINY, "weight_g", "diffusers", "")
 
 
 @pytest.mark.parametrize("norm, layout, prefix", LAYOUTS)
@@ -338,7 +350,7 @@ def test_layouts(norm, layout, prefix, model, tmp_path, capsys):
     """A layout that is refused, or read with two tensors exchanged; other tensors dropped without a word."""
     others = {"model.model.x": torch.zeros(3), "autoencoder_ema.decoder.layers.0.bias": torch.zeros(32)}
     path, x = tmp_path / "a.safetensors", latents(10).transpose(1, 2)
-    save_file(as_file(norm, layout, prefix) | (others if prefix else {}), path)
+    save_file(as_file(model, TINY, norm, layout, prefix) | (others if prefix else {}), path)
     loaded, want = load_oobleck(path, TINY), model.decode(x)
     assert error(loaded.decode(x), want) < 1e-6 * want.abs().max()
     assert error(loaded.encode(want)[1], model.encode(want)[1]) < 1e-6
@@ -411,7 +423,7 @@ def test_broken_files(tensors, tmp_path):
     for name in [*files, "list.pt", "command.pt", "folder.pt", "none.pt", "none.safetensors"]:
         with pytest.raises(UserError) as caught:
             load_oobleck(tmp_path / name, TINY)
-        assert str(caught.value).startswith(f"{tmp_path / name}: not an autoencoder's weights: "), name
+        assert str(caught.value).startswith(f"{tmp_path / name}: not an autoencoder's weights ("), name
         assert len(str(caught.value)) < 300
 
 
@@ -465,7 +477,7 @@ def test_script_whose_weights_do_not_fit(tmp_path, capsys):
 def test_script_of_other_sizes(script, tmp_path):
     """An autoencoder of another model, found out at the end of a long sampling."""
     save_script(script, tmp_path / "vae.pt")
-    with pytest.raises(UserError, match="vae.pt: not an autoencoder's weights: "):
+    with pytest.raises(UserError, match=r"vae.pt: not an autoencoder's weights \(.*\): "):
         load_oobleck(tmp_path / "vae.pt", TINY)
 
 

@@ -1,0 +1,172 @@
+"""The files of a song: where they go, what they are made from, and `write`, which writes all or none.
+
+Read `Outputs` (the files), `request_of` (the inputs that determine a song), `write`, `account_of` (the JSON
+beside a song, from which it can be made again), `check_output` (what may not be overwritten).
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from config import SampleConfig, UserError
+from lyrics import formats
+from lyrics.timing import Lyrics
+from songs.manifest import FOLDERS, Song, names_of
+from songs.page import page
+from songs.picture import picture
+from songs.tags import tag
+from support.audio import FORMATS, READABLE, write_wave
+from support.cli import weighted
+from support.files import read_json, read_text, replacing
+from support.hub import ASSETS, ModelFiles, encoder_folders, sha256
+
+LONGEST_NAME = 240             # bytes; file systems allow 255, temporary names take some
+# Settings that change a song, besides seed, duration, style and preset.
+SINGING = ("bpm", "steps", "guidance", "guidance_weights", "guidance_range", "sway", "ignore_style", "dtype")
+CROPPING = ("num_style_secs", "style_start", "random_crop_style")
+
+
+class Outputs(NamedTuple):
+    """Where a song's files go."""
+    song: Path
+    account: Path                # JSON beside the song: everything needed to make it again
+    page: Path                   # plays the song
+    picture: Path                # the song's spectrogram
+    plan: Path                   # the times given to lyrics that had none
+    # Of a manifest's songs only.
+    original: Path | None        # the song as long as it was sampled
+    latents: Path | None         # (T, C) float32
+
+    def recorded(self, key: str) -> Any:
+        """An entry of the account; None if there is no account, or it is not one of ours."""
+        with contextlib.suppress(UserError, AttributeError):
+            return read_json(self.account).get(key)
+
+    def made(self, request: dict, with_page: bool) -> bool:
+        """Whether all files exist and were made from exactly this request."""
+        pages = [self.page, self.picture] if with_page else []
+        files = [path for path in (self.song, self.original, self.latents, *pages) if path]
+        return (all(path.is_file() for path in files)
+                and self.recorded("request") == json.loads(json.dumps(request)))
+
+
+def outputs_of(song: Song, cfg: SampleConfig, best_of: int = 1) -> list[Outputs]:
+    """The files of each variant of a song or, for best_of above 1, of each take."""
+    def at(song: Path, original: Path | None = None, latents: Path | None = None) -> Outputs:
+        return Outputs(song, song.with_name(song.name + ".json"), song.with_suffix(".html"),
+                       song.with_suffix(".png"), song.with_suffix(".plan.lrc"), original, latents)
+
+    if cfg.out_dir is None:
+        return [at(cfg.out.with_name(name + cfg.out.suffix))
+                for name in names_of(cfg.out.stem, cfg.batch_infer_num, best_of)]
+    songs, originals, latents = (cfg.out_dir / name for name in FOLDERS)
+    ending = cfg.format or "mp3"
+    return [at(songs / f"{name}.{ending}", originals / f"{name}.{ending}", latents / f"{name}.pt")
+            for name in names_of(song.id, cfg.batch_infer_num, best_of)]
+
+
+def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig) -> dict:
+    """The inputs that determine a variant of a song, as JSON: equal requests give equal songs.
+
+    Files count by their contents, not by their names.
+    """
+    def content(name: str) -> str:
+        return sha256(Path(name)) if os.path.isfile(name) else name
+
+    parts = {"lyrics": song.lyrics, "lexicon": cfg.lexicon, "weights": files.weights,
+             "phonemizer": files.phonemizer, "codec": files.codec, "styles": files.styles}
+    styles = [weighted(name, os.path.isfile) for name in song.styles]
+    sound = any(Path(name).suffix.lower() in READABLE for name, _ in styles)
+    if (sound or song.texts) and files.preset.style_encoder != "none":
+        parts["style_encoder"] = encoder_folders(cfg)[0] / ASSETS["mulan"].file
+    settings = SINGING + CROPPING if sound else SINGING      # which cover the rest of the preset
+    preset = dataclasses.asdict(dataclasses.replace(files.preset, guidance=None, steps=0, negative_style=""))
+    if not preset["codec"]["decoder_width"]:                 # a field that older accounts lack
+        del preset["codec"]["decoder_width"]
+    return {"seed": song.seed + variant, "duration": song.duration_s,
+            "style": [[content(name), weight] for name, weight in styles], "style_text": song.texts,
+            "negative_style": content(cfg.negative_style),
+            **{name: getattr(cfg, name) for name in settings}, "preset": preset,
+            "sha256": {part: sha256(path) for part, path in parts.items() if path}}
+
+
+def check_output(outputs: Outputs, inputs: list[Path]) -> None:
+    """Raise UserError, before any work is done, if a song cannot be written, or would overwrite an input."""
+    where = f"--out {outputs.song}"
+    if outputs.song.suffix.lower() not in FORMATS:
+        raise UserError(f"{where}: unknown ending; expected {', '.join(FORMATS)}")
+    if len(os.fsencode(outputs.account.name)) > LONGEST_NAME:
+        raise UserError(f"{where}: a name of more than {LONGEST_NAME - len('.json')} bytes")
+    if not outputs.song.parent.is_dir():
+        raise UserError(f"{where}: there is no folder {outputs.song.parent}")
+    for file in (outputs.song, outputs.account, outputs.page, outputs.picture, outputs.plan):
+        if file.is_dir():
+            raise UserError(f"{where}: {file} is a folder")
+        for used in inputs if file != outputs.plan else ():      # a plan may be the lyrics
+            if file.exists() and os.path.exists(used) and file.samefile(used):
+                raise UserError(f"{where}: would overwrite {used}")
+        if not os.access(file.parent, os.W_OK) or file.exists() and not os.access(file, os.W_OK):
+            raise UserError(f"{where}: no permission to write")
+
+
+def check_plan(outputs: Outputs, plan: Lyrics | None, lyrics: Path) -> None:
+    """Raise UserError if writing a plan would overwrite the lyrics, or a plan that was edited."""
+    if plan is None or not outputs.plan.exists():
+        return
+    if outputs.plan.samefile(lyrics):
+        raise UserError(f"--out {outputs.song}: its plan would overwrite the lyrics {lyrics}")
+    if read_text(outputs.plan) not in (formats.write(plan, "lrc"), outputs.recorded("plan")):
+        raise UserError(f"{outputs.plan}: was changed; sing it with --lyrics {outputs.plan}, or move it away")
+
+
+def account_of(prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **more: object) -> str:
+    """The JSON beside a song. `--config` makes the song again from it, and `--lyrics` takes it, too.
+
+    Args: prompt, a sample.Prompt; more entries.
+    """
+    song = prompt.song
+    settings = dataclasses.replace(
+        cfg, lyrics=song.lyrics, style=song.styles or None, style_text=song.texts or None,
+        duration=prompt.duration_s, seed=request["seed"], out=outputs.song, batch_infer_num=1, best_of=1,
+        manifest=None, out_dir=None, format=None, use_prompt_style=False)
+    lyrics = dataclasses.replace(prompt.lyrics, title=prompt.title)
+    plain = lyrics.changed(lambda word: dataclasses.replace(word, phoneme=None))         # easier to read
+    return json.dumps(json.loads(formats.write(plain, "jam")) | {
+        "word": [formats.json.word_json(word) for word in lyrics.words],
+        "id": song.id, "request": request, "settings": dataclasses.asdict(settings),
+        "style": prompt.batch["style"][0].tolist(),
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, **more,
+    }, default=str, ensure_ascii=False, indent=1)
+
+
+def write(take, prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **more: object) -> None:
+    """Write a song's files, all or none. Args: take and prompt as in sample.py; more, for the account."""
+    rate_hz = request["preset"]["codec"]["sample_rate_hz"]
+    plan = formats.write(prompt.plan, "lrc") if prompt.plan else None
+    seconds = {name: round(value, 2) for name, value in take.seconds.items()}
+    with contextlib.ExitStack() as stack:                    # the account appears last, after the others
+        def at(path: Path) -> Path:
+            return stack.enter_context(replacing(path))
+
+        account = account_of(prompt, request, cfg, outputs, plan=plan, seconds=seconds, **more)
+        at(outputs.account).write_text(account, encoding="utf-8", errors="backslashreplace")
+        if outputs.latents:
+            torch.save(take.latents.clone(), at(outputs.latents))
+            write_wave(at(outputs.original), take.wave, rate_hz, outputs.original)
+        path, wave = at(outputs.song), take.wave[:, :round(prompt.duration_s * rate_hz)]
+        write_wave(path, wave, rate_hz, outputs.song)
+        tag(path, prompt.lyrics, prompt.title, seed=request["seed"], model=Path(cfg.model).name,
+            name=outputs.song)
+        if cfg.page:
+            text = page(prompt.lyrics, path, prompt.title, wave, rate_hz, outputs.song)
+            at(outputs.page).write_text(text, encoding="ascii")
+            picture(at(outputs.picture), wave, rate_hz, prompt.lyrics)
+        if plan:
+            at(outputs.plan).write_text(plan, encoding="utf-8")
+        outputs.account.unlink(missing_ok=True)              # from here on the old files are replaced

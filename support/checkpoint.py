@@ -1,0 +1,170 @@
+"""Checkpoints: folders step-000500/ that are complete or absent; `last`, a link to the newest; config.json.
+
+Read `writing` (how a folder appears), `newest` (which one a run resumes from), `finish` (what happens to the
+older ones). train.py decides what is in them. If the process ends at any moment, the previous one stays.
+`preset_to_json` and `preset_from_json` write and read the config.json of a model.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from config import FILLERS, GUIDANCE_WEIGHTS, Preset, TrainConfig, UserError
+from support.cli import assemble, settings_of, typed
+from support.files import one_line, read_json, reading
+from support.processes import Processes
+
+CONTENTS = "files.json"        # bytes of every other file; written last
+LAST = "last"
+
+
+def folder_of(out: Path, step: int) -> Path:
+    """The folder of the checkpoint after `step` steps."""
+    return out / f"step-{step:06d}"
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's list of files, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write to, flush it to the disk and rename it to `path` on success.
+
+    Raises: UserError if it cannot be written (a full disk, a folder that is gone).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
+        (temporary / CONTENTS).write_text(json.dumps(sizes, indent=1))
+        for file in [*temporary.iterdir(), temporary]:
+            file.chmod(0o755 if file == temporary else 0o644)        # safetensors lets only the owner read
+            sync(file)
+        if path.exists():                                    # a run resumed from an older one
+            discard(path)
+        temporary.rename(path)
+        sync(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as e:    # torch's and safetensors' errors of writing
+        previous = newest(path.parent)
+        kept = f"; {previous} is whole" if previous else ""
+        raise UserError(f"{path}: cannot be written: {one_line(e)}{kept}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def discard(path: Path) -> None:
+    """Delete a checkpoint; it is renamed first, so that a part of it never passes for the whole."""
+    gone = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def whole(path: Path) -> bool:
+    """Whether every file of a checkpoint is there and of its full length."""
+    try:
+        sizes = json.loads((path / CONTENTS).read_text())
+        return bool(sizes) and all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def existing(out: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    found = [path for path in out.glob("step-*") if path.name[5:].isdigit() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def newest(out: Path) -> Path | None:
+    """The newest whole checkpoint; warns of newer ones, which are skipped."""
+    for path in reversed(existing(out)):
+        if whole(path):
+            return path
+        print(f"warning: {path}: is not whole; skipped", file=sys.stderr)
+    return None
+
+
+def finish(out: Path, path: Path, keep: int) -> None:
+    """Point `last` to a checkpoint just written, and delete all but the newest `keep` (0: delete none)."""
+    link = out / f".{LAST}.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.name)
+    link.replace(out / LAST)
+    for old in existing(out)[:-keep] if keep else []:
+        discard(old)
+
+
+def sweep(out: Path) -> None:
+    """Remove the temporary folders and links that killed runs left."""
+    for left in [*out.glob(".step-*"), *out.glob(f".{LAST}.*")]:
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+def to_resume(cfg: TrainConfig, processes: Processes) -> Path | None:
+    """The checkpoint that --resume means: a named one while --out has none of its own.
+
+    Raises: UserError if it is missing, not the newest or not wanted, or if processes see different ones.
+    """
+    found = newest(cfg.out)
+    if cfg.resume == "none" and found:
+        raise UserError(f"--resume none: {found} is there; use another --out")
+    if cfg.resume not in ("auto", "none"):
+        named = Path(cfg.resume)
+        if not whole(named):
+            raise UserError(f"--resume {cfg.resume}: no whole checkpoint; expected auto, none or its folder")
+        if found and named.resolve().parent == cfg.out.resolve() and named.resolve() != found.resolve():
+            raise UserError(f"--resume {cfg.resume}: {found} is newer; use another --out")
+        found = found or named
+    if len(set(processes.gather(found and found.name))) > 1:
+        raise UserError(f"--out {cfg.out}: processes see different checkpoints; expected a folder of all")
+    return found
+
+
+# A model's config.json
+
+def preset_to_json(preset: Preset, **more: object) -> str:
+    """The text of a model's config.json; `more` are further keys, such as a checkpoint's step."""
+    return json.dumps(dataclasses.asdict(preset) | more, indent=1)
+
+
+def preset_from_json(path: Path) -> Preset:
+    """Rebuild a preset from a model's config.json. Raises: UserError if it is missing or not of that form."""
+    values = read_json(path)
+    with reading(path, "not a model's config"):
+        if missing := {field.name for field in dataclasses.fields(Preset)} - values.keys():
+            raise ValueError(f"lacks {', '.join(sorted(missing))}")
+        values = {name: value for name, value in values.items() if name != "step"}
+        preset = assemble(Preset, typed(values, settings_of(Preset), lambda name: f"{path}: {name}"))
+        sizes, codec = preset.model, preset.codec
+        channels = {"mel": codec.fold * codec.mels, "oobleck": codec.latent_dim}
+        for fits, expected in (
+                (min(dataclasses.astuple(sizes)) >= 1 and sizes.dim % sizes.heads == sizes.dim % 16 == 0,
+                 "model: sizes of 1 or more; dim a multiple of heads and of 16"),
+                (min(codec.sample_rate_hz, codec.hop, codec.fold) >= 1 and codec.hop % codec.fold == 0,
+                 "codec: rate, hop and fold of 1 or more; hop a multiple of fold"),
+                (channels.get(codec.kind) == sizes.mel_dim,
+                 "codec: kind mel with fold * mels, or oobleck with latent_dim, equal to model's mel_dim"),
+                (codec.kind == "mel" or math.prod(codec.strides) == codec.hop,
+                 "codec: strides whose product is hop"),
+                (preset.filler in FILLERS, f"filler: one of {', '.join(FILLERS)}"),
+                (preset.guidance.mode in GUIDANCE_WEIGHTS and preset.steps >= 2,
+                 f"guidance: mode one of {', '.join(GUIDANCE_WEIGHTS)}; steps of 2 or more"),
+                (preset.style_encoder in ("muq-mulan", "none"), "style_encoder: muq-mulan or none")):
+            if not fits:
+                raise ValueError(f"expected {expected}")
+    return preset

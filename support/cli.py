@@ -1,0 +1,241 @@
+"""Command lines made from settings classes, and how a user's mistake is reported.
+
+Read `parse` (defaults, then --config, then flags), `settings_of` (what a settings class holds; the comments
+after its fields are their help), `command` (scripts with several commands), `run` (a user's mistake is one
+line and exit code 2).
+"""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import math
+import operator
+import re
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from config import Settings, UserError
+from support.files import read_json, read_yaml
+
+NUMBERS = "numbers with commas between them"
+TYPE_NAMES = {int: "whole number", float: "number", str: "text", Path: "path", bool: "true or false",
+              tuple[str, ...]: "text", tuple[int, ...]: NUMBERS, tuple[float, ...]: NUMBERS,
+              tuple[float, float]: NUMBERS}
+NUMBER = re.compile(r"[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
+
+
+class Setting(typing.NamedTuple):
+    """One setting of a settings class."""
+    kind: object              # its type: a key of TYPE_NAMES
+    optional: bool            # whether it may be None
+    default: object           # dataclasses.MISSING if it has to be given
+    group: str                # title of its group in --help
+    help: str
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises UserError."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(message)
+
+
+def parse(cls: type, doc: str, argv: list[str] | None = None,
+          recipes: Mapping[str, object] = types.MappingProxyType({}), name: str | None = None) -> typing.Any:
+    """Build settings class `cls` from its defaults, --config files or `recipes`, and flags; the later wins.
+
+    Args: doc, a module's docstring: help shows its first line, and its indented lines as examples; name of
+        the command, if it is not the script's.
+    Raises: UserError for an unknown or misspelt name (with the nearest) and for a value that is refused.
+    """
+    settings = settings_of(cls)
+    sources = ", ".join([*recipes, "or a JSON or YAML file"] if recipes else ["a JSON or YAML file"])
+    examples = [line.strip() for line in doc.splitlines() if line.startswith("    ")]
+    epilog = "examples:\n" + textwrap.indent("\n".join(examples), "  ") if examples else None
+    inputs = "".join(f" {name}" for name, s in settings.items() if s.default is dataclasses.MISSING)
+    parser = Parser(prog=name, description=doc.partition("\n")[0], epilog=epilog, allow_abbrev=False,
+                    usage=f"%(prog)s{inputs} [settings]",
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", action="append", metavar="FILE", default=argparse.SUPPRESS,
+                        help=f"{sources} of these settings; repeat for more")
+
+    # Its arguments, in groups; within a group, those of a derived class come before those of its base.
+    groups = {title: parser.add_argument_group(title) if title else parser
+              for title in dict.fromkeys(s.group for s in settings.values())}
+    for field in sorted(settings, key=lambda field: field not in cls.__annotations__):
+        kind, _, default, title, text = settings[field]
+        text = text.replace("%", "%%")
+        if default is dataclasses.MISSING:                   # positional: its name is its place
+            parser.add_argument(field, help=text)
+            continue
+        if default not in (None, ()) and default is not False and "default:" not in text:
+            text += f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+        more = {tuple[str, ...]: {"action": "append"}, bool: {"nargs": "?", "const": "true"}}.get(kind, {})
+        flags = ["-o", "--out"] if field == "out" else [flag_of(field)]
+        value = "true|false" if kind is bool else TYPE_NAMES[kind].split()[0].upper()
+        groups[title].add_argument(*flags, dest=field, default=argparse.SUPPRESS, help=text, metavar=value,
+                                   **more)
+
+    # The command line.
+    known, unknown = parser.parse_known_args(argv)
+    if unknown and not unknown[0].startswith("-"):
+        hint = (f"did you mean --lyrics {unknown[0]}?" if "lyrics" in settings else
+                "no setting before it; quote * and ?, or repeat the setting")
+        raise UserError(f"{unknown[0]}: {hint}")
+    if unknown:
+        reject(unknown[0], [flag_of(name) for name in settings], "unknown setting")
+    flags, values = vars(known), {}
+    for source in flags.pop("config", []):
+        values |= read_config(source, settings, recipes)
+    return assemble(cls, values | typed(flags, settings, flag_of))
+
+
+def settings_of(cls: type, prefix: str = "") -> dict[str, Setting]:
+    """Every setting by its name; those of a nested settings class have its name before theirs: data.shards.
+
+    Group and help are read from the source of `cls`; config.py explains how they are written.
+    """
+    found, kinds = {}, typing.get_type_hints(cls)
+    for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
+        group, name = "", ""
+        for line in textwrap.dedent(inspect.getsource(base)).splitlines():
+            code, _, text = line.partition("#")
+            field = re.match(r"    (\w+): ", code)
+            if field and dataclasses.is_dataclass(kinds[field[1]]):
+                found |= settings_of(kinds[field[1]], f"{prefix}{field[1]}.")
+            elif field:
+                name, kind = prefix + field[1], kinds[field[1]]
+                options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+                found[name] = Setting(options[0], type(None) in options,
+                                      cls.__dataclass_fields__[field[1]].default, group, text.strip())
+            elif not code.strip() and text.startswith("   ") and name:
+                found[name] = found[name]._replace(help=f"{found[name].help} {text.strip()}")
+            elif not code.strip() and text:
+                group, name = text.strip(), ""
+    return found
+
+
+def assemble(cls: type, values: dict[str, object], prefix: str = "") -> typing.Any:
+    """Build settings class `cls` from values by name, as in `settings_of`; the others keep their defaults."""
+    made = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            made[name] = assemble(kind, values, f"{prefix}{name}.")
+        elif prefix + name in values:
+            made[name] = values[prefix + name]
+    return cls(**made)
+
+
+def read_config(source: str, settings: dict[str, Setting], recipes: Mapping[str, object]) -> dict:
+    """The settings of a recipe, or in a JSON or YAML file. Raises: UserError."""
+    if source in recipes:
+        return {name: operator.attrgetter(name)(recipes[source]) for name in settings}
+    path = Path(source)
+    if recipes and not path.suffix and not path.exists():
+        near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(source, recipes, 1))
+        raise UserError(f"--config {source}: {near}expected {', '.join(recipes)}, or a JSON or YAML file")
+    values = read_yaml(path) if path.suffix.lower() in (".yaml", ".yml") else read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected an object of settings")
+    if values.keys() >= {"settings", "request"}:             # the account of a song
+        values = values["settings"]
+    return typed(values, settings, lambda name: f"{path}: {name}")
+
+
+def typed(values: dict[str, object], settings: dict[str, Setting], place: Callable[[str], str]) -> dict:
+    """Convert texts, or values of a file, to their settings' types. Raises: UserError, with the place."""
+    flat, made = dict(values), {}
+    for group in {name.partition(".")[0] for name in settings if "." in name}:
+        if isinstance(flat.get(group), dict):                # {"data": {"pipe": x}} -> {"data.pipe": x}
+            flat |= {f"{group}.{name}": value for name, value in flat.pop(group).items()}
+    for name, value in flat.items():
+        if name not in settings:
+            reject(name, list(settings), place("unknown setting"))
+        try:
+            made[name] = convert(value, settings[name])
+        except (ValueError, KeyError, TypeError):
+            expected = TYPE_NAMES[settings[name].kind]
+            raise UserError(f"{place(name)} {value}: expected {expected}") from None
+    return made
+
+
+def convert(value: object, setting: Setting) -> object:
+    """The value of a setting, from its text or from a value of a settings file.
+
+    Raises: ValueError, KeyError or TypeError if it is not of the setting's type.
+    """
+    kind, text = setting.kind, str(value)
+    if setting.optional and (value is None or kind is not str and text.lower() == "none"):
+        return None
+    if kind == tuple[str, ...]:                              # the flag again and again, or a list of texts
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in values):
+            raise ValueError
+        return tuple(values)
+    if value is None or kind in (str, Path) and isinstance(value, bool):         # in YAML, no is a bool
+        raise ValueError
+    if typing.get_origin(kind) is tuple:
+        listed = isinstance(value, list) and (value or setting.default == ())
+        return tuple(map(typing.get_args(kind)[0], map(str, value) if listed else text.split(",")))
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    return kind(text)
+
+
+def flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def reject(name: object, known: list[str], problem: str) -> typing.NoReturn:
+    """Raise a UserError that suggests the nearest known name, or else lists all of them."""
+    near = difflib.get_close_matches(str(name).split("=")[0], known, 1, 0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    raise UserError(f"{problem} {name}; {hint}")
+
+
+def weighted(text: str, known: Callable[[str], bool] = lambda whole: False) -> tuple[str, float]:
+    """Split NAME[:WEIGHT] at its last colon if a plain, finite number above 0 follows it.
+
+    A text that is `known` as a whole has weight 1, and so has one without such a number.
+    """
+    name, colon, number = text.rpartition(":")
+    if colon and not known(text) and NUMBER.fullmatch(number) and 0 < float(number) < math.inf:
+        return name, float(number)
+    return text, 1.0
+
+
+def command(script: str, doc: str, commands: dict[str, tuple[type[Settings], Callable]],
+            argv: list[str] | None = None) -> None:
+    """Run one of a script's commands, each a settings class and a function that takes its settings."""
+    args, name = sys.argv[1:] if argv is None else argv, f"python -m {script}"
+    examples = [line for line in doc.splitlines() if line.startswith("    ")]
+    if args and args[0] in ("-h", "--help"):
+        print(f"usage: {name} COMMAND [settings]\n\n{doc.splitlines()[0]}\n\ncommands (each has --help):")
+        for command, (cls, _) in commands.items():
+            print(textwrap.fill(f"  {command:10}{cls.__doc__}", subsequent_indent=" " * 12))
+        print("\nexamples:", *(line[2:] for line in examples), sep="\n")
+    elif not args or args[0] not in commands:
+        given = f"{args[0]}: no such command" if args else "no command"
+        raise UserError(f"{name}: {given}; expected {', '.join(commands)}, or --help")
+    else:
+        cls, work = commands[args[0]]
+        own = [line for line in examples if f" {args[0]} " in line]
+        work(parse(cls, "\n".join([cls.__doc__, *own]), args[1:], name=f"{name} {args[0]}"))
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call main; a user's mistake ends as one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):                  # a terminal may not know the letters of a path
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        main()
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,102 @@
+"""Rank, world size and a few collectives of torch.distributed; the device of a process.
+
+Read `Processes`: without torchrun it is one process, for which the same code works.
+"""
+
+import datetime
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from support.files import reading
+
+MOST_HOURS = 365 * 24          # that a collective waits, e.g. while one process works alone
+
+Made = TypeVar("Made")
+
+
+class Processes:
+    """The processes that torchrun started, or this one alone.
+
+    Args: hours that a collective waits for the slowest process before it fails.
+    Attributes: rank, of this process among all; world, how many there are; local, its rank on its machine.
+    """
+
+    def __init__(self, hours: float = MOST_HOURS):
+        # Only torchrun's: others set WORLD_SIZE for purposes of their own.
+        env = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
+        self.rank, self.world = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
+        self.local = int(env.get("LOCAL_RANK", 0))
+        if self.world > 1:
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            timeout = datetime.timedelta(hours=hours)
+            # torchrun keeps its store when it restarts the processes: the addresses in it are of dead ones.
+            store = next(torch.distributed.rendezvous("env://", self.rank, self.world, timeout=timeout))[0]
+            store = torch.distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            torch.distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.world,
+                                                 timeout=timeout)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and prints for all."""
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """The device that --device asks for, on which songs do not depend on the number of processes.
+
+        Sums on a CPU depend on the number of threads: it is OMP_NUM_THREADS, which torchrun sets, or 1.
+        """
+        device = pick_device(name, self.local)
+        if device.type == "cpu":
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+        return device
+
+    def wait(self) -> None:
+        """Wait until all processes are here. Not by barrier(), which would allocate memory on a GPU."""
+        self.sum(torch.zeros(1))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of all processes' tensors, on the CPU."""
+        values = values.cpu()
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def gather(self, value: object) -> list:
+        """The values of all processes, which may be any objects that pickle takes, by rank."""
+        values = [value] * self.world
+        if self.world > 1:
+            torch.distributed.all_gather_object(values, value)
+        return values
+
+    def one_first(self, make: Callable[[], Made]) -> Made:
+        """Return make(), called on one process of each machine first: it may download what all need."""
+        if self.local == 0:
+            made = make()
+        self.wait()
+        return made if self.local == 0 else make()
+
+    def close(self) -> None:
+        """End together: destroying a group whose members are gone may hang."""
+        self.wait()
+        if self.world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that --device asks for; "cuda" is the GPU with the process's local rank.
+
+    Args: name, auto (CUDA, then MPS, then CPU) or a torch device.
+    Raises: UserError for another kind of device, or one that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    with reading(f"--device {name}"):
+        if torch.device(name).type not in ("cpu", "cuda", "mps"):
+            raise ValueError("expected auto, cpu, cuda or mps")
+        return torch.empty(0, device=name).device

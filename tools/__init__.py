@@ -1,0 +1,6 @@
+"""Tools around training: making shards, looking into them, measuring.
+
+    prepare.py  recordings with their lyrics -> shards to train on
+    shards.py   what is in shards: list, draw, check
+    bench.py    how much memory and time sampling and training take
+"""
