@@ -292,7 +292,7 @@ def memory_of_loading(path, sizes, dtype):
 
 
 @pytest.mark.parametrize("dtype, limit", [pytest.param("float32", 1.2, marks=pytest.mark.slow),
-                                          ("bfloat16", 0.8)])
+                                          pytest.param("bfloat16", 0.8, marks=pytest.mark.slow)])
 def test_memory_holds_the_weights_once(tmp_path, dtype, limit):
     """A model that is initialised, read and copied takes three times its file."""
     sizes = ModelConfig(dim=768, depth=16, heads=8, ff_mult=4, mel_dim=64, text_num_embeds=64, text_dim=128,

@@ -704,6 +704,7 @@ assert torch.equal(states[0], torch.random.get_rng_state()) and states[1] == ran
 """
 
 
+@pytest.mark.slow
 def test_first_load_is_silent_and_leaves_randomness_alone(standin):
     """muq seeds torch and Python, prints to stdout and asks the hub; importing it must wait until needed."""
     folders = [str(standin / name) for name in standin_style.FOLDERS]

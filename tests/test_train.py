@@ -239,7 +239,7 @@ def test_k_steps_and_the_rest_are_all(cfg, tmp_path, k):
     assert not [p for p in whole.out.iterdir() if p.name.startswith(".")]
 
 
-@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on(cfg, tmp_path, world):
     """SIGKILL at any moment: the checkpoint on disk is whole and the run ends with the same bits."""
     kills(cfg, tmp_path, world, 1)

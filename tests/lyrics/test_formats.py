@@ -486,6 +486,7 @@ LONG = ["a", "[", "<", "{", "(", '"', "~", "&", "\\", "-->", "[00:01.00]", "<00:
         "{\\i1}", "<a", "&#9", "<p>", "</p>", "- ", "-1", " ", "\n[", "[{", "}{", ")(", "\u2060"]
 
 
+@pytest.mark.slow                      # it measures time
 @pytest.mark.parametrize("kind", KINDS)
 def test_long_lines_take_linear_time(kind):
     """Catches quadratic regular expressions: 40,000 letters would take them seconds."""
