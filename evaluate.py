@@ -302,6 +302,8 @@ def badness(word: dict) -> float:
 def main(argv: list[str] | None = None) -> None:
     """Evaluate a folder's songs."""
     cfg = parse(EvaluateConfig, __doc__, argv)
+    if cfg.against and not cfg.against.is_dir():             # told before all songs are listened to
+        raise UserError(f"--against {cfg.against}: there is no such folder")
     recogniser = recogniser_of(cfg)
     scorers = {text: scorer_of(text, cfg, recogniser) for text in cfg.scorer or ()}
     rows, ours = evaluated(cfg.songs, cfg, recogniser, scorers)

@@ -63,10 +63,12 @@ class AlignConfig(AlignSettings):
 def plan_command(cfg: PlanConfig) -> None:
     """python -m lyrics plan"""
     lyrics = formats.read(cfg.input).sung()
+    phonemizer = reader(cfg.phonemizer, cfg.lexicon)
     try:
-        save(plan(lyrics, reader(cfg.phonemizer, cfg.lexicon), cfg), cfg)
+        planned = plan(lyrics, phonemizer, cfg)
     except UserError as e:
         raise UserError(f"{cfg.input}: {e}") from None
+    save(planned, cfg)
 
 
 def check_command(cfg: CheckConfig) -> None:

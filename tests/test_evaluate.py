@@ -372,7 +372,8 @@ def test_a_manifest_and_its_audio(folder, sung, tmp_path):
 @pytest.mark.parametrize("args, text", [
     ([], "holds no songs with accounts"), (["--recogniser", "nose"], "expected one of ear, wav2vec2"),
     (["--scorer", "taste"], "expected phonemes, timing, style"), (["--scorer", "nowhere:f"], "nowhere"),
-    (["--scorer", "json:taste"], "taste"), (["--scorer", "songeval"], "songeval")])
+    (["--scorer", "json:taste"], "taste"), (["--scorer", "songeval"], "songeval"),
+    (["--against", "nowhere"], "--against nowhere: there is no such folder")])
 def test_mistakes_are_told_in_one_line(tmp_path, args, text):
     """A mistake should end at once, with what would be accepted."""
     with pytest.raises(UserError, match=text) as caught:

@@ -294,6 +294,7 @@ def test_plan_check_convert(tmp_path, command):
     ([], "error: python -m lyrics: no command; expected plan, check, convert, align, or --help"),
     (["sing"], "error: python -m lyrics: sing: no such command; expected plan"),
     (["plan"], "arguments are required: input"), (["plan", "none.txt"], "error: none.txt: No such file"),
+    (["plan", "examples/song.txt", "-o", "none/plan.lrc"], "error: none/plan.lrc: No such file"),
     (["convert", "README.md", "a.lrc"], "error: README.md: unknown ending; expected .json, .txt"),
     (["convert", "examples/song.txt", "/tmp/a.doc"], "error: /tmp/a.doc: unknown ending"),
     (["plan", "examples/song.txt", "--bpm", "5"], "--bpm 5.0: expected 20 to 400"),

@@ -249,7 +249,8 @@ def test_two_processes_make_the_same_pairs(tiny_folder, prompts):
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m",
         "songs.pairs", "--manifest", prompts, "--model", tiny_folder, "--out", both, "--scorer", SCORER,
         "--device", "cpu"]], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests" / "songs")})
+        env=os.environ | {"OMP_NUM_THREADS": "1",
+                          "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'tests' / 'songs'}"})
     assert done.returncode == 0, done.stderr
     alone = prompts.parent / "out" / "round-1"
     for name in ("pairs.json", *(f"pairs/{path.name}" for path in (alone / "pairs").iterdir())):
