@@ -7,9 +7,12 @@ TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 # Settings of `make baby`; smaller numbers try the stages out.
 BABY ?= runs/made
-SHARDS ?= 22
-STEPS ?= 3000
 PHONEMIZER_STEPS ?= 6500
+SHARDS ?= 24
+CODEC_SONGS ?= 240
+CODEC_STEPS ?= 6000
+STEPS ?= 3200
+SFT_STEPS ?= 600
 
 .PHONY: venv song test test-all lint baby clean
 
@@ -21,7 +24,7 @@ $(VENV)/.done: requirements.txt requirements-dev.txt
 	touch $@
 
 song: venv
-	$(PY) sample.py
+	$(PY) sample.py --lyrics examples/song.txt
 
 test: venv lint
 	$(TEST) -m "not slow"
@@ -35,8 +38,11 @@ lint: venv
 # The embedded model from scratch, stage by stage, in $(BABY); see baby/README.md. Continues where it stopped.
 baby: $(BABY)/phonemizer.pt
 	$(PY) -m baby.songs --out $(BABY)/data --assets $(BABY) --shards $(SHARDS)
+	$(PY) -m baby.codec --out $(BABY) --work $(BABY)/codec --songs $(CODEC_SONGS) --steps $(CODEC_STEPS)
 	$(PY) train.py --config baby-pretrain --data.shards '$(BABY)/data/songs-*.tar' --assets $(BABY) \
-	    --out $(BABY)/run --steps $(STEPS)
+	    --out $(BABY)/crops --steps $(STEPS)
+	$(PY) train.py --config baby-sft --data.shards '$(BABY)/data/songs-*.tar' --assets $(BABY) \
+	    --init-from $(BABY)/crops/last --out $(BABY)/run --steps $(SFT_STEPS)
 	$(PY) -m baby.pack $(BABY)/run $(BABY)/model
 	$(PY) sample.py --model $(BABY)/model --out $(BABY)/song.wav
 

@@ -14,9 +14,10 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-# What a model's folder holds; training checkpoints and prepared songs hold the last two, too.
+# What a model's folder holds; those of training checkpoints and of prepared songs hold the last ones, too.
 WEIGHTS, CONFIG, STYLES = "model.safetensors", "config.json", "styles.safetensors"
 PHONEMIZER, AVERAGED, SILENCE = "phonemizer.pt", "ema.safetensors", "silence.pt"
+CODEC = "codec.safetensors"
 
 # Names that settings may have; phonemes.py and model.py say what they mean.
 FILLERS = ("average_sparse", "average_repeat", "pad_right", "sung")
@@ -78,31 +79,32 @@ class ModelConfig:
     text_dim: int             # width of the text branch
     cond_dim: int             # width of style and scalars
     conv_layers: int          # ConvNeXt blocks of the text branch
-    max_frames: int           # longest song, latent frames
+    max_frames: int           # latent frames of a window: longer songs are sung in several
 
 
 @dataclass(frozen=True)
 class CodecConfig:
     """Latents <-> wave. `hop` is samples per latent frame, for every kind."""
-    kind: str                 # "mel": log-mel spectrogram and Griffin-Lim; "oobleck": autoencoder
+    kind: str                 # "sung": a voice's envelope and pitch; "oobleck": autoencoder
     sample_rate_hz: int
     hop: int
-    # mel
-    fold: int = 1             # mel frames side by side in one latent frame
-    n_fft: int = 0
-    window: int = 0           # samples of the Hann window, n_fft at most
-    mels: int = 0
-    floor: float = 0.0        # mel magnitudes below it are silence
-    log_mean: float = 0.0     # of the log-mel values of the training songs, so that latents have mean 0
+    # sung
+    fold: int = 1             # short frames side by side in one latent frame
+    mels: int = 0             # bands of the envelope
+    ratios: int = 0           # bands of the ratio of harmonics to noise
+    floor: float = 0.0        # magnitudes below it are silence
+    log_mean: float = 0.0     # of the envelopes of the training songs, so that latents have mean 0
     log_std: float = 1.0      # likewise, so that latents have variance 1
-    griffin_lim_steps: int = 0
+    encoder_width: int = 0    # channels and blocks of the networks
+    encoder_depth: int = 0
+    decoder_depth: int = 0
     # oobleck
     wave_channels: int = 1
     latent_dim: int = 0
     width: int = 0            # channels beside the wave; each deeper level has multiples[i] times as many
     strides: tuple[int, ...] = ()        # of the encoder's levels; their product is hop
     multiples: tuple[int, ...] = ()
-    decoder_width: int = 0    # like width, for the decoder alone; 0: the same
+    decoder_width: int = 0    # like width, for the decoder alone; 0: the same; also of sung
 
 
 @dataclass(frozen=True)
@@ -124,17 +126,19 @@ class Preset:
     style_encoder: str        # turns sound and text into styles: muq-mulan, or none
     negative_style: str       # what guidance leads away from: zeros, or vocal (published with JAM)
     steps: int                # grid points of the sampler; one more than its Euler steps
+    repeats: bool             # whether lines that come again take the noise, so the tune, of before
 
 
 PRESETS = {
-    # 5M parameters, made by baby/: sings a cappella, up to 20 s, with two voices.
+    # 6M parameters, made by baby/: sings a cappella in eight styles, 60 s in one window.
     "baby": Preset(
-        ModelConfig(dim=256, depth=5, heads=4, ff_mult=3, mel_dim=160, text_num_embeds=64, text_dim=128,
-                    cond_dim=128, conv_layers=2, max_frames=960),
-        CodecConfig("mel", sample_rate_hz=24000, hop=512, fold=2, n_fft=2048, window=1024, mels=80,
-                    floor=5e-3, log_mean=-1.5, log_std=2.3, griffin_lim_steps=80),
+        ModelConfig(dim=256, depth=6, heads=4, ff_mult=3, mel_dim=151, text_num_embeds=64, text_dim=128,
+                    cond_dim=128, conv_layers=2, max_frames=2816),
+        CodecConfig("sung", sample_rate_hz=24000, hop=512, fold=2, mels=64, ratios=8, floor=4e-5,
+                    log_mean=-8.9, log_std=1.3, encoder_width=144, encoder_depth=5, decoder_width=192,
+                    decoder_depth=7),
         filler="sung", trim=True, guidance=Guidance("dual", (1.0, 2.0), (0.0, 1.0)),
-        style_encoder="none", negative_style="zeros", steps=32),
+        style_encoder="none", negative_style="zeros", steps=32, repeats=True),
     # 530M parameters, arXiv 2507.20880: whole songs, up to 232 s. support/hub.py fetches its weights, its
     # codec and its style encoder.
     "jam-0.5": Preset(
@@ -143,7 +147,7 @@ PRESETS = {
         CodecConfig("oobleck", sample_rate_hz=44100, hop=2048, wave_channels=2, latent_dim=64, width=128,
                     strides=(2, 4, 4, 8, 8), multiples=(1, 2, 4, 8, 16)),
         filler="average_sparse", trim=False, guidance=Guidance(),
-        style_encoder="muq-mulan", negative_style="vocal", steps=50),
+        style_encoder="muq-mulan", negative_style="vocal", steps=50, repeats=False),
 }
 
 
@@ -158,7 +162,7 @@ class SingSettings(Settings):
     lexicon: Path | None = None                 # your own pronunciations: lines of a word and its IPA or
                                                 #   ARPAbet
     # style
-    style: tuple[str, ...] | None = None        # a style that the model names (baby: female, male), a sound
+    style: tuple[str, ...] | None = None        # a style that the model names (baby: alto, tenor...), a sound
                                                 #   file, or a saved vector (.npy, .pt, .safetensors), with an
                                                 #   optional weight (a.mp3:0.7); repeat to blend; default: the
                                                 #   model's first
@@ -205,6 +209,9 @@ class SampleConfig(SingSettings):
     lyrics: Path = Path("examples/hello.json")  # plain text, or timed words (JSON, LRC, SRT, ASS...)
     duration: float | None = None               # length in seconds; default: half a second after the last
                                                 #   word
+    from_: float | None = None                  # sing a part of it: the second where the part begins;
+                                                #   default: the song's start
+    to: float | None = None                     # the second where the part ends; default: the song's end
     out: Path = Path("song.wav")                # the song: .wav, .flac, .ogg or .mp3
     page: bool = True                           # also write NAME.html, a page that plays the song, and
                                                 #   NAME.png, its spectrogram
@@ -329,9 +336,10 @@ RECIPES = {
     "dpo": DPOConfig(**_published | {
         "batch": 1, "accumulate": 4, "lr": 5e-7, "warmup": 1000, "steps": 20_000, "save_every": 100,
         "log_every": 8, "gradient_checkpointing": True, "listen": False, "out": Path("runs/dpo")}),
-    "baby-pretrain": TrainConfig(data=DataSettings(bucket=8, workers=1)),
-    "baby-sft": TrainConfig(data=DataSettings(bucket=8, workers=1), out=Path("runs/baby-sft"), steps=300,
-                            lr=1e-4, warmup=30, decay=1.0, init_from=Path("weights/baby")),
+    "baby-pretrain": TrainConfig(data=DataSettings(bucket=8, workers=1), max_frames=320, lr=1.5e-3,
+                                 steps=3200),
+    "baby-sft": TrainConfig(data=DataSettings(bucket=8, workers=1), out=Path("runs/baby-sft"), steps=600,
+                            batch=4, lr=5e-4, warmup=50, decay=1.0, init_from=Path("weights/baby")),
     "baby-dpo": DPOConfig(out=Path("runs/baby-dpo"), steps=150, lr=1e-5, warmup=15, decay=1.0, ema=0.0,
                           sft="win", bf16=False, save_every=50, log_every=10, listen=False,
                           init_from=Path("weights/baby")),

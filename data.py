@@ -1,11 +1,11 @@
 """Songs in WebDataset shards -> the batch that the network reads.
 
-Read `make_item` (one song: posterior, words, crop), `collate` (the batch dict), `read_item` (a song's files),
-then `Shards` (local files, in any order), `epochs` (which songs come when) and `load`, which streams what is
-not local: see support/stream.py. support/tars.py says where shards may be. A batch is a dict: latents
-(B, T, C), phonemes (B, 4T) ids, style (B, E), start_time, duration_abs, duration_rel (B,). A song in a shard:
-KEY.latent.pt (2C, frames) means then standard deviations, KEY.style.pt (E,) or (n, E), and KEY.json
-{"word": [{"start", "end", "phoneme"}, ...]} in seconds.
+Read `make_item` (one song: posterior, words, crop), `collate` (the batch dict), `windows` (a song to sing),
+`read_item` (a song's files), then `Shards` (local files, in any order), `epochs` (which songs come when) and
+`load`, which streams what is not local: see support/stream.py. support/tars.py says where shards may be. A
+batch is a dict: latents (B, T, C), phonemes (B, 4T) ids, style (B, E), start_time, duration_abs, duration_rel
+(B,). A song in a shard: KEY.latent.pt (2C, frames) means then standard deviations, KEY.style.pt (E,) or
+(n, E), and KEY.json {"word": [{"start", "end", "phoneme"}, ...]} in seconds.
 Source: the published JAM-0.5 data conversion.
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from config import READ_ERRORS, DataSettings, Preset, UserError
-from phonemes import CELLS_PER_FRAME, SymbolTable, phoneme_grid
+from phonemes import CELLS_PER_FRAME, NO_WORD, SymbolTable, phoneme_grid
 from support.stream import Batch, Stream, assign_to_lanes, in_turn, keep_probabilities, keep_probability
 from support.stream import seeded, shuffled
 from support.tars import ENDINGS, TAR_ERRORS, Header, describe_fault, expand, members, missing_part, seekable
@@ -34,29 +34,60 @@ from support.tars import ENDINGS, TAR_ERRORS, Header, describe_fault, expand, me
 LONGEST_S = 500                # duration_abs reaches 1 here
 TAIL_FRAMES = 8                # padding after the longest song of a trimmed batch, at least
 MULTIPLE = 16                  # a trimmed batch's length is one of these
+SHARED = 1 / 8                 # of a window's frames, at least, are its neighbour's, too
 
 
-def crop_span(frames: int, start: int, max_frames: int, hop: int,
-              rate_hz: int) -> tuple[tuple[float, float], dict[str, float]]:
-    """The part of a song that a crop of max_frames from `start` covers.
+def crop_span(frames: int, start: int, max_frames: int, hop: int, rate_hz: int,
+              end: int | None = None) -> tuple[tuple[float, float], dict[str, float]]:
+    """The part of a song that a crop of max_frames from `start` covers; it may have to end earlier, at `end`.
 
     Returns: its (start, end) in seconds; the scalars start_time (a fraction of the song), duration_abs (log
         scale, 1 at 500 s) and duration_rel (a fraction of max_frames).
     """
-    a, b = start * hop / rate_hz, min(start + max_frames, frames) * hop / rate_hz
+    a, b = start * hop / rate_hz, min(start + max_frames, frames if end is None else end) * hop / rate_hz
     scalars = {"start_time": start / frames, "duration_abs": math.log1p(b - a) / math.log1p(LONGEST_S),
                "duration_rel": (b - a) / (max_frames / (rate_hz / hop))}
     return (a, b), scalars
 
 
 def conditions(words: list[tuple[float, float, str]], frames: int, start: int, preset: Preset,
-               table: SymbolTable) -> tuple[dict, list]:
-    """A song's phonemes (4 max_frames,) and scalars, and where phonemes.phoneme_grid placed its words."""
+               table: SymbolTable, end: int | None = None) -> tuple[dict, list]:
+    """A crop's phonemes (4 max_frames,) and scalars, and where phonemes.phoneme_grid placed its words.
+
+    Args: words of the song and its frames; start of the crop; end, a frame where it ends at the latest.
+    """
     codec, max_frames = preset.codec, preset.model.max_frames
-    span, scalars = crop_span(frames, start, max_frames, codec.hop, codec.sample_rate_hz)
-    cell_hz = CELLS_PER_FRAME * codec.sample_rate_hz / codec.hop
-    row, placed = phoneme_grid(words, table, preset.filler, CELLS_PER_FRAME * max_frames, span, cell_hz)
-    return {"phonemes": torch.tensor(row), **scalars}, placed
+    span, scalars = crop_span(frames, start, max_frames, codec.hop, codec.sample_rate_hz, end)
+    cell_hz, cells = CELLS_PER_FRAME * codec.sample_rate_hz / codec.hop, CELLS_PER_FRAME * max_frames
+    kept = cells if end is None else min(cells, CELLS_PER_FRAME * (end - start))
+    row, placed = phoneme_grid(words, table, preset.filler, kept, span, cell_hz)
+    return {"phonemes": torch.tensor(row + [NO_WORD] * (cells - kept)), **scalars}, placed
+
+
+def window_starts(frames: int, length: int) -> list[int]:
+    """First frames of the windows of `length` frames in which a song of `frames` is sung.
+
+    They are as few as can be, spread evenly, and the last one ends with the song. A song that is no longer
+    than a window has one.
+    """
+    rest = max(0, frames - length)
+    count = -(-rest // (length - int(SHARED * length)))
+    return [0, *(i * rest // count for i in range(1, count + 1))]
+
+
+def windows(words: list[tuple[float, float, str]], style: Tensor, frames: int, part: tuple[int, int],
+            preset: Preset, table: SymbolTable) -> list[tuple[int, dict[str, Tensor]]]:
+    """The windows in which a song is sung: first frames, from the part's start on, and batches of one song.
+
+    Each is conditioned as a training crop of the whole song.
+    Args: words as for `conditions`; style (E,); frames of the song; part, the frames of it that are sung.
+    """
+    (start, end), length, found = part, preset.model.max_frames, []
+    for first in window_starts(end - start, length):
+        item, _ = conditions(words, frames, start + first, preset, table, end)
+        item |= {"style": style, "frames": min(end - start, length)}
+        found.append((first, collate([item], None, preset)))
+    return found
 
 
 def make_item(posterior: Tensor, style: Tensor, words: list[tuple[float, float, str]], start: int,

@@ -87,7 +87,9 @@ def measures(wave: Tensor, rate_hz: int, record: dict, recogniser: Recogniser) -
              for word, span, own in zip(about, spans, tokens) if own]
 
     length_s = wave.shape[1] / rate_hz
-    wanted_s = record.get("settings", {}).get("duration") or length_s
+    settings = record.get("settings", {})
+    end_s = settings.get("to") or settings.get("duration")
+    wanted_s = end_s - (settings.get("from_") or 0) if end_s else length_s
     row = {"words": about, "heard": " ".join(heard), "word_errors": word_errors, "word_count": word_count,
            "sound_errors": sum(errors), "sound_count": len(asked), "length_error_s": abs(length_s - wanted_s),
            **sound_of(wave, rate_hz), **outside_words(voice, voice_hz, words)}

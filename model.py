@@ -1,8 +1,8 @@
 """JAM's network, its flow-matching loss and its sampler: 530M parameters or 5M, the same code.
 
-Read from the bottom: `sample` integrates dx/dt = velocity from noise (t = 0) to latents (t = 1), `flow_loss`
-trains that velocity to be x1 - x0, `DiT.forward` predicts it, `DiT.condition` computes once per song whatever
-does not depend on t.
+Read from the bottom: `sample_windows` sings songs of any length, `sample` those that fit one window: both
+integrate dx/dt = velocity from noise (t = 0) to latents (t = 1). `flow_loss` trains that velocity to be
+x1 - x0, `DiT.forward` predicts it, `DiT.condition` computes whatever does not depend on t.
 
 Axes: B songs, T latent frames, L = 4T phoneme cells, C latent channels, D width, E width of text, style and
 scalars, U different texts, P rows of a network's batch (songs times guidance passes), H heads, K head width.
@@ -12,6 +12,7 @@ Source: arXiv 2507.20880 and the published weights JAM-0.5; tests/test_model.py 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -412,6 +413,52 @@ def guided_condition(model: DiT, batch: dict[str, Tensor], negative_style: Tenso
     return model.condition(torch.cat(texts), style, **scalars, row=row)
 
 
+Velocity = Callable[[Tensor, Tensor], Tensor]    # of latents (B, T, C) at a flow time ()
+
+
+def guided(model: DiT, batch: dict[str, Tensor], guidance: Guidance, negative_style: Tensor) -> Velocity:
+    """The guided velocity of songs that fit the network's window. Their condition is computed here, once."""
+    songs, (low, high) = len(batch["style"]), guidance.range
+    mode = "none" if guidance.mode == "single" and guidance.weights[0] < 1e-5 else guidance.mode
+    condition = guided_condition(model, batch, negative_style, mode)
+
+    def velocity(x: Tensor, time: Tensor) -> Tensor:
+        now = mode if low <= time <= high else "none"        # compared in float32, ends included
+        passes = len(PASSES[now])
+        v = model(x.repeat(passes, 1, 1), time, condition.first(passes * songs)).float()
+        return guide(now, guidance.weights, v.split(songs))
+    return velocity
+
+
+def averaged(windows: Sequence[tuple[int, Callable[[], Velocity]]], length: int) -> Velocity:
+    """The velocity of latents longer than the network's window: the mean of those of windows that cover them.
+
+    A frame of a window counts the more, the farther it is from the window's edges: one window fades into the
+    next linearly, if they share at most half of their frames. Source: MultiDiffusion, arXiv 2302.08113.
+
+    Args: windows of `length` frames: the first frame of each, and what makes its velocity. It is made anew
+        for each step, so that memory holds the condition of one window only, however long the song is.
+    """
+    def velocity(x: Tensor, time: Tensor) -> Tensor:
+        frame = torch.arange(1, length + 1, device=x.device)
+        weight = torch.minimum(frame, frame.flip(0)).float()[:, None]                      # (length, 1)
+        total, weights = torch.zeros_like(x), x.new_zeros(x.shape[1], 1)
+        for first, make in windows:
+            here = slice(first, first + length)
+            total[:, here] += weight * make()(x[:, here], time)
+            weights[here] += weight
+        return total / weights
+    return velocity
+
+
+def integrate(velocity: Velocity, noise: Tensor, grid: Tensor, progress: Callable) -> Tensor:
+    """Euler steps over the grid. Args: as for `sample`."""
+    x, grid = noise, grid.to(noise.device)
+    for i in progress(range(len(grid) - 1)):
+        x = x + (grid[i + 1] - grid[i]) * velocity(x, grid[i])
+    return x
+
+
 @torch.no_grad()
 def sample(model: DiT, batch: dict[str, Tensor], noise: Tensor, grid: Tensor, guidance: Guidance,
            negative_style: Tensor, progress: Callable = lambda steps: steps) -> Tensor:
@@ -422,15 +469,15 @@ def sample(model: DiT, batch: dict[str, Tensor], noise: Tensor, grid: Tensor, gu
         list of steps, e.g. tqdm.
     Returns: latents (B, T, C).
     """
-    songs, mode = len(noise), guidance.mode
-    if mode == "single" and guidance.weights[0] < 1e-5:
-        mode = "none"
-    condition = guided_condition(model, batch, negative_style, mode)
-    low, high = guidance.range
-    x, grid = noise, grid.to(noise.device)
-    for i in progress(range(len(grid) - 1)):
-        now = mode if low <= grid[i] <= high else "none"     # compared in float32, ends included
-        passes = len(PASSES[now])
-        v = model(x.repeat(passes, 1, 1), grid[i], condition.first(passes * songs)).float()
-        x = x + (grid[i + 1] - grid[i]) * guide(now, guidance.weights, v.split(songs))
-    return x
+    return integrate(guided(model, batch, guidance, negative_style), noise, grid, progress)
+
+
+@torch.no_grad()
+def sample_windows(model: DiT, windows: Sequence[tuple[int, dict[str, Tensor]]], noise: Tensor, grid: Tensor,
+                   guidance: Guidance, negative_style: Tensor,
+                   progress: Callable = lambda steps: steps) -> Tensor:
+    """As `sample`, of any length. Args: windows as data.windows makes them, first frames and batches."""
+    if len(windows) == 1:
+        return sample(model, windows[0][1], noise, grid, guidance, negative_style, progress)
+    made = [(first, partial(guided, model, batch, guidance, negative_style)) for first, batch in windows]
+    return integrate(averaged(made, model.config.max_frames), noise, grid, progress)

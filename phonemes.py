@@ -23,10 +23,11 @@ NUCLEUS = re.compile(f"aɪ|aʊ|eɪ|oʊ|ɔɪ|[{''.join(sorted(VOWELS))}]")       
 GLIDE_S = 0.12                        # how long the second half of a diphthong takes at most
 # Seconds that a consonant takes in a word with room to spare; weak sounds are short, so that a phrase is
 # heard to begin where its first word does.
-CONSONANT_S = {"h": .05, "ð": .05, "b": .05, "d": .05, "ɡ": .05, "g": .05, "j": .06, "w": .06, "l": .06,
-               "ɹ": .06, "r": .06, "v": .06, "k": .07, "p": .07, "t": .07, "m": .07, "n": .07, "ŋ": .08,
-               "θ": .08, "f": .08, "z": .09, "ʒ": .09, "ʃ": .11, "s": .11}
-AFFRICATES = {"tʃ": .11, "dʒ": .09}
+CONSONANT_S = {"h": .07, "ð": .07, "b": .07, "d": .07, "ɡ": .07, "g": .07, "j": .08, "w": .08, "l": .08,
+               "ɹ": .08, "r": .08, "v": .08, "k": .1, "p": .1, "t": .1, "m": .08, "n": .08, "ŋ": .09,
+               "θ": .11, "f": .11, "z": .1, "ʒ": .1, "ʃ": .12, "s": .12}
+AFFRICATES = {"tʃ": .13, "dʒ": .11}
+WEAK_VOWEL = 0.65                      # of another vowel's time, for a schwa
 MAX_LETTERS = 100                      # of a word; the model has 5000 positions and takes several a letter
 
 
@@ -45,9 +46,10 @@ def sung_spans(phoneme: str, seconds: float) -> list[tuple[str, float, float]]:
     room, consonants = (0.5 * seconds if nuclei else seconds), sum(length)
     if consonants and (consonants > room or not nuclei):
         length = [d * room / consonants for d in length]
-    vowel = (seconds - sum(length)) / max(1, len(nuclei))
-    for nucleus in nuclei:
-        length[nucleus.start()] = vowel
+    shares = [WEAK_VOWEL if nucleus[0] == "ə" else 1.0 for nucleus in nuclei]
+    rest = seconds - sum(length)
+    for nucleus, share in zip(nuclei, shares):
+        vowel = length[nucleus.start()] = rest * share / sum(shares)
         if len(nucleus[0]) == 2:
             glide = min(GLIDE_S, 0.4 * vowel)
             length[nucleus.start():nucleus.end()] = [vowel - glide, glide]

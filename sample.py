@@ -28,17 +28,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import GUIDANCE_WEIGHTS, Guidance, Preset, SampleConfig, UserError
-from data import collate, conditions
+from data import windows
 from lyrics import formats
 from lyrics.check import pronounce
 from lyrics.plan import TAIL_S, PlanSettings, plan
 from lyrics.pronounce import reader
 from lyrics.timing import Lyrics, Word
-from model import load_model, sample, time_grid
+from model import load_model, sample_windows, time_grid
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from songs.files import check_output, check_plan, outputs_of
-from songs.manifest import Song
-from songs.takes import chooser_of, jobs_of, sing_manifest, sing_takes
+from songs.manifest import LONGEST_S, Song
+from songs.takes import between, chooser_of, jobs_of, sing_manifest, sing_takes
+from songs.tunes import noise_of, repeated, repeats
 from style import Crop, default_style, encoder_of, negative_vector, style_vector
 from support.audio import master
 from support.cli import parse, run, weighted
@@ -53,12 +54,14 @@ SHORTEST_S = 0.01              # song
 @dataclass(frozen=True)
 class Prompt:
     """A song as the network reads it."""
-    song: Song
-    lyrics: Lyrics                   # with times and phonemes
+    song: Song                       # with its duration
+    lyrics: Lyrics                   # with times and phonemes; of a part, from its own start on
     plan: Lyrics | None              # with the times that they were given here, if they had none
-    batch: dict[str, Tensor]         # of one song; see data.py
+    windows: list[tuple[int, dict[str, Tensor]]]         # one, or several of a long song; see data.windows
     negative: Tensor                 # (1, E) negative style
-    duration_s: float
+    begin: int                       # sample of the song where a part begins; else 0
+    duration_s: float                # of what is sung
+    repeats: list[tuple[int, int, int]]          # which lines are sung on an earlier one's tune
 
     @property
     def title(self) -> str:
@@ -106,15 +109,18 @@ class Prompts:
                 raise UserError(f"{path}: {e}") from None
 
         # The song lasts as long as asked for, or a little longer than its words.
-        longest_s = preset.model.max_frames / self.frame_hz
+        window_s = preset.model.max_frames / self.frame_hz
         last_s = max((word.end for word in timed.words), default=0.0)
         duration_s = song.duration_s
-        if duration_s is None:
-            duration_s = max(last_s, min(last_s + TAIL_S, longest_s))
-        if not SHORTEST_S <= duration_s <= longest_s:
-            advice = "" if given.timed else "; leave out lines, or raise --bpm"
-            raise UserError(f"{path}: a song of {duration_s:.2f} s; this model sings {SHORTEST_S} to "
-                            f"{longest_s:.2f} s{advice}")
+        if duration_s is None:                               # a rest is not worth another window
+            duration_s = min(last_s + TAIL_S, window_s if last_s <= window_s else math.inf)
+        if not SHORTEST_S <= duration_s <= LONGEST_S:
+            raise UserError(f"{path}: a song of {duration_s:.2f} s; "
+                            f"expected {SHORTEST_S} to {LONGEST_S:.0f} s")
+        begin_s, end_s = cfg.from_ or 0.0, duration_s if cfg.to is None else cfg.to
+        if not 0 <= begin_s <= begin_s + SHORTEST_S <= end_s <= duration_s:
+            raise UserError(f"--from {begin_s} --to {end_s}: expected seconds from 0 to {duration_s}, the "
+                            f"song's end, with {SHORTEST_S} s or more between them")
 
         # Each word gets its phonemes; a word that cannot be sung ends the song here.
         lyrics = pronounce(timed, self.reader, self.table, CELLS_PER_FRAME * self.frame_hz, duration_s, path)
@@ -124,19 +130,21 @@ class Prompts:
         style = self.negative[0] if cfg.ignore_style else style_vector(
             song.styles, song.texts, crop, self.files.styles, preset.model.cond_dim, self.encoder)
 
-        # A batch of one song: phonemes on the frame grid, where and how long it is, its style.
-        frames = frames_of(duration_s, preset)
-        words = [(w.start, w.end, w.phoneme, [(p.text, p.start, p.end) for p in w.phones])
-                 for w in lyrics.words]
-        item, _ = conditions(words, frames, 0, preset, self.table)
-        batch = collate([item | {"style": style, "frames": frames}], None, preset)
-        return Prompt(song, lyrics, None if given.timed else timed, batch, self.negative, duration_s)
+        # Each window's batch: phonemes on the frame grid, where in the song and how long it is, its style.
+        begin = round(begin_s * preset.codec.sample_rate_hz)
+        part = begin // preset.codec.hop, frames_of(end_s, preset)
+        words = [(w.start, w.end, w.phoneme, [*map(dataclasses.astuple, w.phones)]) for w in lyrics.words]
+        found = windows(words, style, frames_of(duration_s, preset), part, preset, self.table)
+        again = repeats(lyrics, self.frame_hz) if preset.repeats else []
+        if (begin_s, end_s) != (0, duration_s):
+            lyrics = between(lyrics, begin_s, end_s)
+        return Prompt(dataclasses.replace(song, duration_s=duration_s), lyrics,
+                      None if given.timed else timed, found, self.negative, begin, end_s - begin_s, again)
 
 
 def frames_of(duration_s: float, preset: Preset) -> int:
     """Latent frames of a song, without padding."""
-    return min(math.ceil(duration_s * preset.codec.sample_rate_hz / preset.codec.hop),
-               preset.model.max_frames)
+    return math.ceil(duration_s * preset.codec.sample_rate_hz / preset.codec.hop)
 
 
 def hundredths(word: Word) -> Word:
@@ -161,14 +169,14 @@ class Model:
     def latents(self, prompt: Prompt, seed: int, cfg: SampleConfig, progress=lambda steps: steps) -> Tensor:
         """A song's latents (1, T, C), on the CPU."""
         # The noise comes from the CPU and from the song's own seed: it is the same on any device.
-        rng = torch.Generator().manual_seed(seed)
-        noise = torch.randn(1, self.preset.model.max_frames, self.preset.model.mel_dim, generator=rng)
-        noise = noise[:, :prompt.batch["phonemes"].shape[1] // CELLS_PER_FRAME].to(self.device)
-        # The condition is computed once; then Euler steps lead from noise to latents.
-        batch = {k: v.to(self.device) for k, v in prompt.batch.items()}
+        first, (last, batch) = prompt.begin // self.preset.codec.hop, prompt.windows[-1]
+        end = first + last + batch["phonemes"].shape[1] // CELLS_PER_FRAME
+        noise = repeated(noise_of(seed, end, self.preset.model), prompt.repeats)[:, first:].to(self.device)
+        # Euler steps lead from noise to latents.
+        found = [(start, {k: v.to(self.device) for k, v in batch.items()}) for start, batch in prompt.windows]
         guidance = Guidance(cfg.guidance, cfg.guidance_weights or (), cfg.guidance_range)
-        return sample(self.network, batch, noise, time_grid(cfg.steps, cfg.sway), guidance,
-                      prompt.negative.to(self.device), progress).cpu()
+        return sample_windows(self.network, found, noise, time_grid(cfg.steps, cfg.sway), guidance,
+                              prompt.negative.to(self.device), progress).cpu()
 
     def sing(self, prompt: Prompt, seed: int, cfg: SampleConfig, bars: bool) -> Take:
         """Sing a prompt: noise, Euler steps, sound, loudness. Args: bars, whether to show progress."""
@@ -178,6 +186,7 @@ class Model:
         sampled = time.perf_counter()
         wave = self.codec.decode(latents, functools.partial(
             tqdm, desc="decoding", unit="part", disable=not bars))[0]                     # (W, N)
+        wave = wave[:, prompt.begin % self.preset.codec.hop:]                             # amid a frame
         wave = master(wave, rate_hz, round(prompt.duration_s * rate_hz))
         return Take(latents[0], wave, {"sample": sampled - began, "decode": time.perf_counter() - sampled})
 
@@ -261,6 +270,8 @@ def validate(cfg: SampleConfig) -> None:
         raise UserError("--manifest and --out-dir: one needs the other")
     if manifest and (cfg.lyrics, cfg.out) != (SampleConfig.lyrics, SampleConfig.out):
         raise UserError("--manifest names the lyrics, --out-dir the songs; leave out --lyrics and --out")
+    if manifest and (cfg.from_, cfg.to) != (None, None):
+        raise UserError("--from and --to: a part of one song; leave them out with --manifest")
     if cfg.format and not manifest:
         raise UserError(f"--format {cfg.format}: needs --manifest; the ending of --out is one song's format")
     if cfg.use_prompt_style and not manifest:
@@ -288,7 +299,7 @@ def resolve(cfg: SampleConfig, preset: Preset) -> SampleConfig:
     return dataclasses.replace(
         cfg, steps=given(cfg.steps, preset.steps), guidance=mode, guidance_weights=weights or None,
         guidance_range=bounds, negative_style=given(cfg.negative_style, preset.negative_style),
-        recogniser=given(cfg.recogniser, "ear" if preset.codec.kind == "mel" else "wav2vec2"))
+        recogniser=given(cfg.recogniser, "ear" if preset.codec.kind == "sung" else "wav2vec2"))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from config import AVERAGED, CONFIG, PHONEMIZER, PRESETS, READ_ERRORS, RECIPES, SILENCE, STYLES, WEIGHTS
-from config import DataSettings, Preset, TrainConfig, UserError
+from config import AVERAGED, CODEC, CONFIG, PHONEMIZER, PRESETS, READ_ERRORS, RECIPES, SILENCE, STYLES
+from config import WEIGHTS, DataSettings, Preset, TrainConfig, UserError
 from data import Shards, load, to_batch
 from model import DiT, drop, flops, flow_loss, load_weights
 from phonemes import SymbolTable, load_phonemizer
@@ -193,7 +193,7 @@ class Trainer:
                 torch.save(rng, folder / RNG)
                 (folder / STATE).write_text(json.dumps(state, default=str, indent=1))
                 (folder / CONFIG).write_text(checkpoint.preset_to_json(preset, step=self.done))
-                for name in (PHONEMIZER, STYLES, SILENCE):
+                for name in (PHONEMIZER, STYLES, SILENCE, CODEC):
                     if (folder_of_assets(cfg) / name).is_file():
                         shutil.copyfile(folder_of_assets(cfg) / name, folder / name)
             checkpoint.finish(cfg.out, out, cfg.keep)
@@ -384,10 +384,11 @@ def work(cfg: TrainConfig, processes: Processes) -> None:
     if processes.main and cfg.listen:
         first = expand(validation.shards, validation.pipe)[0]
         try:
-            if preset.codec.kind != "mel" and cfg.vae is None:
+            decoder = cfg.vae or folder_of_assets(cfg) / CODEC
+            if not decoder.is_file():
                 raise UserError("no --vae")
             shards = Shards(dataclasses.replace(validation, shards=(first,)), preset, table)
-            samples = CheckpointSamples(cfg, preset, shards, silence, device)
+            samples = CheckpointSamples(cfg, preset, shards, silence, device, decoder)
         except READ_ERRORS as e:
             print(f"checkpoints come without a song: {one_line(e, 200)}", flush=True)
 

@@ -1,16 +1,14 @@
 """Latents <-> wave: sample.py decodes, tools/prepare.py encodes.
 
-`make_codec` returns the codec that a preset names. The embedded model's latents are a log-mel spectrogram,
-whose missing phases Griffin-Lim finds: read `MelCodec`. JAM-0.5's are those of Stable Audio Open: read
-`Oobleck`, the network, then `OobleckCodec`, which runs it in chunks, then `load_oobleck`, which reads the
-published layouts of its weights.
+`make_codec` returns the codec that a preset names. The embedded model's is in sung.py. JAM-0.5's latents are
+those of Stable Audio Open: read `Oobleck`, the network, then `OobleckCodec`, which runs it in chunks, then
+`load_oobleck`, which reads the published layouts of its weights.
 
 Axes: B songs, T latent frames, C latent channels, W wave channels, N = T * hop samples. A codec's latents are
 frames-first, (B, T, C), as in the model; Oobleck's own are channels-first, (B, C, T).
 """
 
 import itertools
-import math
 import re
 import warnings
 import zipfile
@@ -18,13 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-import torchaudio.functional as AF
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from config import CodecConfig, UserError
+from sung import SungCodec, load_sung, whole_frames
 from support.files import reading
 
 DILATIONS = (1, 3, 9)                  # of a level's residual units
@@ -35,69 +33,6 @@ PREFIXES = ("", "pretransform.model.", "autoencoder.")
 # PyTorch's names of a weight's norm and direction -> those in a file: the old ones, or the same.
 NORMS = ({"parametrizations.weight.original0": "weight_g",
           "parametrizations.weight.original1": "weight_v"}, {})
-
-
-class MelCodec:
-    """A log-mel spectrogram as latents: `fold` short mel frames side by side make one latent frame.
-
-    Short frames keep consonants sharp and give Griffin-Lim its overlap; folding shortens the sequence.
-    """
-
-    def __init__(self, config: CodecConfig):
-        self.config = config
-        self.mel_hop = config.hop // config.fold
-        # A mel frame is centred in its own hop, so that a latent frame shows only the samples it stands for.
-        self.before = (config.n_fft - self.mel_hop) // 2     # samples of a frame that precede its hop
-        edge = (config.n_fft - config.window) // 2
-        self.window = nn.functional.pad(torch.hann_window(config.window),
-                                        (edge, config.n_fft - config.window - edge))
-        # (n_fft/2 + 1, mels)
-        self.filters = AF.melscale_fbanks(config.n_fft // 2 + 1, 0.0, config.sample_rate_hz / 2, config.mels,
-                                          config.sample_rate_hz)
-        self.inverse = torch.linalg.pinv(self.filters)  # (mels, n_fft/2 + 1)
-
-    @property
-    def silence(self) -> Tensor:
-        """The latent frame (C,) of digital silence."""
-        c = self.config
-        return torch.full((c.fold * c.mels,), (math.log(c.floor) - c.log_mean) / c.log_std)
-
-    def encode(self, wave: Tensor) -> Tensor:
-        """wave (B, 1, N) in [-1, 1] -> latents (B, ceil(N / hop), C), about zero mean and unit variance."""
-        assert wave.dim() == 3 and wave.shape[1] == 1, wave.shape
-        c = self.config
-        wave = whole_frames(wave, c.hop)[:, 0]                                      # (B, T * hop)
-        wave = nn.functional.pad(wave, (self.before, c.n_fft - self.mel_hop - self.before))
-        spec = torch.stft(wave, c.n_fft, self.mel_hop, window=self.window, center=False,
-                          return_complex=True).abs()
-        mel = (spec.transpose(1, 2) @ self.filters).clamp_min(c.floor).log()        # (B, fold T, mels)
-        return ((mel - c.log_mean) / c.log_std).reshape(len(wave), -1, c.fold * c.mels)
-
-    def decode(self, latents: Tensor, progress: Callable = lambda songs: songs) -> Tensor:
-        """latents (B, T, C) -> wave (B, 1, T * hop); progress wraps the list of songs, e.g. tqdm.
-
-        Deterministic: the starting phases are drawn with a fixed seed.
-        """
-        c = self.config
-        mel = latents.float().reshape(len(latents), -1, c.mels) * c.log_std + c.log_mean
-        mel = mel.exp() - c.floor                                                   # the floor is silence
-        spec = (mel.clamp_min(0) @ self.inverse).clamp_min(0).transpose(1, 2)       # (B, n_fft/2 + 1, fold T)
-        # griffinlim centres frame k on sample k * hop; ours begin `before` samples earlier: pad, then cut.
-        pad = -(-c.n_fft // self.mel_hop)
-        spec = nn.functional.pad(spec, (pad, pad))
-        with torch.random.fork_rng(devices=[]):
-            waves = []
-            for song in progress(list(spec)):    # alone: a song's phases do not depend on its batch mates
-                torch.default_generator.manual_seed(0)
-                waves.append(AF.griffinlim(song, self.window, c.n_fft, self.mel_hop, c.n_fft, 1.0,
-                                           c.griffin_lim_steps, 0.99, None, True))
-        start = pad * self.mel_hop - c.n_fft // 2 + self.before
-        return torch.stack(waves)[:, None, start:start + latents.shape[1] * c.hop]
-
-
-def whole_frames(wave: Tensor, hop: int) -> Tensor:
-    """Pad wave (B, W, N) with zeros to a multiple of hop."""
-    return nn.functional.pad(wave, (0, -wave.shape[-1] % hop))
 
 
 # Oobleck, the network
@@ -378,30 +313,29 @@ def load_oobleck(path: Path, config: CodecConfig, device: torch.device | str = "
 
 
 def make_codec(config: CodecConfig, path: Path | None = None, device: torch.device | str = "cpu",
-               dtype: torch.dtype = torch.float32) -> MelCodec | OobleckCodec:
+               dtype: torch.dtype = torch.float32) -> SungCodec | OobleckCodec:
     """Build the codec that a preset names.
 
-    Args: path, oobleck's weights; device and dtype to compute in. mel has no weights and stays on the CPU, in
-        float32.
+    Args: path, the file of its weights; device and dtype of oobleck. sung stays on the CPU, in float32.
     Raises: UserError for an unknown kind, or for weights that are missing or do not fit.
     """
-    if config.kind == "mel":
-        return MelCodec(config)
-    if config.kind != "oobleck":
-        raise UserError(f"codec {config.kind}: expected mel or oobleck")
+    if config.kind not in ("sung", "oobleck"):
+        raise UserError(f"codec {config.kind}: expected sung or oobleck")
     if path is None:
-        raise UserError("codec oobleck: needs the file of its weights")
+        raise UserError(f"codec {config.kind}: needs the file of its weights")
+    if config.kind == "sung":
+        return SungCodec(config, load_sung(path, config))
     model = load_oobleck(path, config, device, dtype)
     return OobleckCodec(config, model, device, torch.float32 if isinstance(model, Scripted) else dtype)
 
 
 def silence_of(config: CodecConfig, published: Callable[[], Path]) -> Tensor:
-    """The latent frame (C,) of digital silence: mel's is computed, oobleck's read from the `published` file.
+    """The latent frame (C,) of digital silence: sung's is computed, oobleck's read from the `published` file.
 
     Raises: UserError if that file does not hold C finite numbers.
     """
-    if config.kind == "mel":
-        return MelCodec(config).silence
+    if config.kind == "sung":
+        return SungCodec(config).silence
     path = published()
     with reading(path, f"not {config.latent_dim} numbers"):
         frame = torch.load(path, map_location="cpu", weights_only=True).float().reshape(config.latent_dim)

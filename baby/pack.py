@@ -1,4 +1,4 @@
-"""Packs a training run as the files that are committed: weights in half precision, config, log.
+"""Packs a training run as the files that are committed: weights in half precision, codec, config, log.
 
     python -m baby.pack runs/baby weights/baby
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from config import CONFIG, PHONEMIZER, STYLES, WEIGHTS
+from config import CODEC, CONFIG, PHONEMIZER, STYLES, WEIGHTS
 from support.checkpoint import LAST
 from support.cli import run
 from support.files import make_folder, read_text, replacing
@@ -25,7 +25,8 @@ def main(folder: Path, out: Path) -> None:
         weights = load_file(weights_in(folder / LAST))
         save_file({name: weight.half() for name, weight in weights.items()}, path)
     log = "dpo_log.jsonl" if '"dpo_loss"' in read_text(folder / "log.jsonl") else "train_log.jsonl"
-    for name, target in [("log.jsonl", log), *((f"{LAST}/{n}", n) for n in (CONFIG, STYLES, PHONEMIZER))]:
+    beside = CONFIG, STYLES, PHONEMIZER, CODEC
+    for name, target in [("log.jsonl", log), *((f"{LAST}/{n}", n) for n in beside)]:
         with replacing(out / target) as path:
             shutil.copyfile(folder / name, path)
     print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from baby.songs import VOICES, vocabulary
+from baby.songs import SINGERS, vocabulary
 from config import Settings
 from lyrics.pronounce import reader
 from support.cli import parse, run
@@ -46,10 +46,10 @@ def timed(lines: list[str], rng: np.random.Generator, pronounce: Callable[[str],
     return words
 
 
-def write_prompt(folder: Path, name: str, words: list[dict], voice: str) -> dict:
+def write_prompt(folder: Path, name: str, words: list[dict], style: str) -> dict:
     """Write a song's words as NAME.json. Returns: its entry in a manifest."""
     write_text(folder / f"{name}.json", json.dumps(words))
-    return {"id": name, "lrc_path": f"{name}.json", "duration": words[-1]["end"] + 0.5, "style": voice}
+    return {"id": name, "lrc_path": f"{name}.json", "duration": words[-1]["end"] + 0.5, "style": style}
 
 
 def main(cfg: PromptSettings) -> None:
@@ -59,7 +59,7 @@ def main(cfg: PromptSettings) -> None:
         rng = np.random.default_rng([1, i])                  # baby.judge seeds with one number
         line = " ".join(rng.choice(known, rng.integers(4, 9), p=chances))
         words = timed([line], rng, pronounce)
-        manifest.append(write_prompt(cfg.out, f"{i:04d}", words, VOICES[i % 2]))
+        manifest.append(write_prompt(cfg.out, f"{i:04d}", words, [*SINGERS][i % len(SINGERS)]))
     write_json(cfg.out / "manifest.json", manifest)
 
 

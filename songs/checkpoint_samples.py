@@ -20,14 +20,14 @@ from vae import make_codec
 class CheckpointSamples:
     """Write what each checkpoint makes of one song, beside its recording as the decoder returns it.
 
-    Args: shards, whose first readable song is taken; silence latent (C,).
+    Args: shards, whose first readable song is taken; silence latent (C,); decoder, the file of its weights.
     Raises: UserError for a decoder that does not fit, one of READ_ERRORS for words that cannot be shown.
     """
 
     def __init__(self, cfg: TrainConfig, preset: Preset, shards: Shards, silence: Tensor,
-                 device: torch.device):
+                 device: torch.device, decoder: Path):
         self.folder, self.preset, self.device = cfg.out / "samples", preset, device
-        self.codec = make_codec(preset.codec, cfg.vae, device)
+        self.codec = make_codec(preset.codec, decoder, device)
         song = next(song for song in range(len(shards)) if not shards[song, 0]["broken"])
         item = shards[song, 0]
         words = [{"word": word["phoneme"]} | word for word in json.loads(shards.read(song, "json"))["word"]]

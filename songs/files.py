@@ -52,8 +52,15 @@ class Outputs(NamedTuple):
         """Whether all files exist and were made from exactly this request."""
         pages = [self.page, self.picture] if with_page else []
         files = [path for path in (self.song, self.original, self.latents, *pages) if path]
-        return (all(path.is_file() for path in files)
-                and self.recorded("request") == json.loads(json.dumps(request)))
+        before = self.recorded("request")
+        with contextlib.suppress(LookupError, TypeError, AttributeError):
+            before["preset"] = used(before["preset"] | {"codec": used(before["preset"]["codec"])})
+        return all(path.is_file() for path in files) and before == json.loads(json.dumps(request))
+
+
+def used(config: dict) -> dict:
+    """A config's fields that are used: an account does not depend on others, which come and go."""
+    return {name: value for name, value in config.items() if value}
 
 
 def outputs_of(song: Song, cfg: SampleConfig, best_of: int = 1) -> list[Outputs]:
@@ -87,9 +94,9 @@ def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig) -
         parts["style_encoder"] = encoder_folders(cfg)[0] / ASSETS["mulan"].file
     settings = SINGING + CROPPING if sound else SINGING      # which cover the rest of the preset
     preset = dataclasses.asdict(dataclasses.replace(files.preset, guidance=None, steps=0, negative_style=""))
-    if not preset["codec"]["decoder_width"]:                 # a field that older accounts lack
-        del preset["codec"]["decoder_width"]
-    return {"seed": song.seed + variant, "duration": song.duration_s,
+    preset = used(preset | {"codec": used(preset["codec"])})
+    part = {} if (cfg.from_, cfg.to) == (None, None) else {"part": [cfg.from_, cfg.to]}
+    return {"seed": song.seed + variant, "duration": song.duration_s, **part,
             "style": [[content(name), weight] for name, weight in styles], "style_text": song.texts,
             "negative_style": content(cfg.negative_style),
             **{name: getattr(cfg, name) for name in settings}, "preset": preset,
@@ -133,14 +140,14 @@ def account_of(prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mor
     song = prompt.song
     settings = dataclasses.replace(
         cfg, lyrics=song.lyrics, style=song.styles or None, style_text=song.texts or None,
-        duration=prompt.duration_s, seed=request["seed"], out=outputs.song, batch_infer_num=1, best_of=1,
+        duration=song.duration_s, seed=request["seed"], out=outputs.song, batch_infer_num=1, best_of=1,
         manifest=None, out_dir=None, format=None, use_prompt_style=False)
     lyrics = dataclasses.replace(prompt.lyrics, title=prompt.title)
     plain = lyrics.changed(lambda word: dataclasses.replace(word, phoneme=None))         # easier to read
     return json.dumps(json.loads(formats.write(plain, "jam")) | {
         "word": [formats.json.word_json(word) for word in lyrics.words],
         "id": song.id, "request": request, "settings": dataclasses.asdict(settings),
-        "style": prompt.batch["style"][0].tolist(),
+        "style": prompt.windows[0][1]["style"][0].tolist(),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, **more,
     }, default=str, ensure_ascii=False, indent=1)
 

@@ -32,7 +32,7 @@ from support.audio import mono, read_wave
 from support.files import find, reading
 from support.hub import sha256
 from support.processes import pick_device
-from vae import MelCodec
+from sung import LogMel, whole_frames
 
 SWITCH = 4.0            # of the small ear; on its training songs 3 to 8 do about as well
 OTHER = 3.0             # nats a frame that it costs to hear something other than the asked words
@@ -42,7 +42,8 @@ ABSENT = 2.0            # nats by which a missing word's sounds are less likely 
 CODEC = PRESETS["baby"].codec
 EAR_HZ = CODEC.sample_rate_hz
 PER_S = EAR_HZ * CODEC.fold / CODEC.hop            # 93.75 frames a second
-WIDTH, DILATIONS = 160, (1, 2, 4, 8, 1)
+FOLD = 2                                         # frames that the network computes at once
+WIDTH, DILATIONS = 160, (1, 1, 2, 2, 1)          # which reach 0.35 s to each side
 LOUD_DB = 26.0                                   # 20 ms no further below the loudest 20 ms are sung
 
 
@@ -81,9 +82,9 @@ def recogniser_of(cfg: EvaluateConfig | SingSettings) -> Recogniser:
     return wav2vec2(cfg) if cfg.recogniser == "wav2vec2" else small_ear()
 
 
-def small_ear() -> Recogniser:
+def small_ear(path: Path = Path("weights/baby/ear.safetensors")) -> Recogniser:
     """The embedded model's ear, which spells in IPA. Raises: UserError if its file is missing or corrupt."""
-    path = find(Path("weights/baby/ear.safetensors"))
+    path = find(path)
     ear = load_ear(path)
 
     def hear(wave: Tensor, rate_hz: int) -> tuple[Tensor, int, Tensor, float]:
@@ -91,8 +92,9 @@ def small_ear() -> Recogniser:
         return voice, EAR_HZ, ear(ear.mel(voice))[0], PER_S
 
     def embed(wave: Tensor, rate_hz: int) -> Tensor:
-        features = ear.features(ear.mel(mono(wave, rate_hz, EAR_HZ)))[0]                    # (T, E)
-        return torch.stack([piece.mean(0) for piece in features.split(round(PER_S))])     # of a second each
+        features = ear.features(ear.mel(mono(wave, rate_hz, EAR_HZ)))[0]                    # (n / FOLD, E)
+        pieces = features.split(round(PER_S / FOLD))                                # of a second each
+        return torch.stack([piece.mean(0) for piece in pieces])
 
     return Recogniser("ear", sha256(path), ear.classes, hear, sounds_of, lambda heard: heard, SWITCH, embed)
 
@@ -124,25 +126,25 @@ class Ear(nn.Module):
     def __init__(self, phonemes: str):
         super().__init__()
         self.classes = ["", *phonemes]
-        self.codec = MelCodec(CODEC)
-        self.first = nn.Conv1d(CODEC.mels, WIDTH, 5, padding=2)
+        self.spectrogram = LogMel(CODEC)
+        self.first = nn.Conv1d(FOLD * LogMel.mels, WIDTH, 5, padding=2)
         self.layers = nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 5, padding=2 * d, dilation=d) for d in DILATIONS)
         self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in DILATIONS)
-        self.out = nn.Linear(WIDTH, len(self.classes))
+        self.out = nn.Linear(WIDTH, FOLD * len(self.classes))
 
     def features(self, mel: Tensor) -> Tensor:
-        """The last hidden layer for mel frames (B, n, mels): (B, n, WIDTH)."""
-        x = self.first(mel.transpose(1, 2))
+        """The last hidden layer for mel frames (B, n, mels), n a multiple of FOLD: (B, n / FOLD, WIDTH)."""
+        x = self.first(mel.unflatten(1, (-1, FOLD)).flatten(2).transpose(1, 2))
         for layer, norm in zip(self.layers, self.norms):
             x = x + layer(torch.relu(norm(x.transpose(1, 2)).transpose(1, 2)))
         return torch.relu(x).transpose(1, 2)
 
     def forward(self, mel: Tensor) -> Tensor:
-        return self.out(self.features(mel)).log_softmax(-1)
+        return self.out(self.features(mel)).unflatten(2, (FOLD, -1)).flatten(1, 2).log_softmax(-1)
 
     def mel(self, wave: Tensor) -> Tensor:
         """wave (N,) at EAR_HZ, of any loudness -> mel frames (1, n, mels), n = 2 ceil(N / hop)."""
-        return self.codec.encode(level(wave)[None, None]).reshape(1, -1, CODEC.mels)
+        return self.spectrogram(whole_frames(level(wave)[None], CODEC.hop))
 
 
 def level(wave: Tensor) -> Tensor:

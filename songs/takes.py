@@ -1,8 +1,8 @@
-"""How songs are sung: their variants, the best of several takes, and all songs of a manifest.
+"""How songs are sung: a part, their variants, the best of several takes, and all songs of a manifest.
 
-Read `jobs_of` (what is to be sung), `sing_takes` (variants, or takes of which the best becomes the song),
-`finished` (what need not be sung again), then `sing_manifest` (many songs, by one process or by many that
-torchrun started).
+Read `jobs_of` (what is to be sung), `between` (a part's words), `sing_takes` (variants, or takes of which the
+best becomes the song), `finished` (what need not be sung again), then `sing_manifest` (many songs, by one
+process or by many that torchrun started).
 """
 
 import contextlib
@@ -10,13 +10,14 @@ import dataclasses
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from config import SONG_ERRORS, SampleConfig, UserError
 from evaluate import scorer_of
+from lyrics.timing import Lyrics, Part, Word
 from songs.files import Outputs, check_plan, outputs_of, request_of, write
 from songs.manifest import Report, Song, read_manifest, song_of
 from support.files import describe, read_json
@@ -30,6 +31,18 @@ def jobs_of(song: Song, files: ModelFiles, cfg: SampleConfig, first: int = 0) ->
     """The requests and files of a song's variants or takes, which count from `first`."""
     return [(request_of(song, first + i, files, cfg), outputs)
             for i, outputs in enumerate(outputs_of(song, cfg, cfg.best_of))]
+
+
+def between(lyrics: Lyrics, begin_s: float, end_s: float) -> Lyrics:
+    """The words of a part of a song, in seconds from the part's start; those across its edges are cut."""
+    def cut(parts: Iterable[Word | Part]) -> tuple:
+        return tuple(dataclasses.replace(
+            part, start=max(part.start, begin_s) - begin_s, end=min(part.end, end_s) - begin_s,
+            **{key: cut(inner) for key, inner in vars(part).items() if key in ("phones", "syllables")})
+            for part in parts if begin_s < part.end and part.start < end_s)
+
+    lines = (dataclasses.replace(line, words=cut(line.words), start=None, end=None) for line in lyrics.lines)
+    return dataclasses.replace(lyrics, lines=tuple(line for line in lines if line.words))
 
 
 def chooser_of(cfg: SampleConfig, device: torch.device) -> Callable[[Path, dict], float]:

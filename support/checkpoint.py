@@ -17,13 +17,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from config import FILLERS, GUIDANCE_WEIGHTS, Preset, TrainConfig, UserError
+from config import FILLERS, GUIDANCE_WEIGHTS, CodecConfig, Preset, TrainConfig, UserError
 from support.cli import assemble, settings_of, typed
 from support.files import one_line, read_json, reading
 from support.processes import Processes
 
 CONTENTS = "files.json"        # bytes of every other file; written last
 LAST = "last"
+# A sung codec's: a quarter and half of its spectra's samples, sung.N_FFT.
+SHORT_HOP, MOST_BANDS = 256, 512
 
 
 def folder_of(out: Path, step: int) -> Path:
@@ -137,6 +139,14 @@ def to_resume(cfg: TrainConfig, processes: Processes) -> Path | None:
 
 # A model's config.json
 
+def sounds(codec: CodecConfig) -> bool:
+    """Whether sung.SungCodec can be built and makes sound."""
+    return (codec.hop == SHORT_HOP * codec.fold and codec.wave_channels == 1
+            and 2 <= codec.ratios <= codec.mels <= MOST_BANDS and codec.mels % codec.ratios == 0
+            and 0 < codec.floor < math.inf and 0 < codec.log_std < math.inf and math.isfinite(codec.log_mean)
+            and min(codec.encoder_width, codec.encoder_depth, codec.decoder_width, codec.decoder_depth) >= 1)
+
+
 def preset_to_json(preset: Preset, **more: object) -> str:
     """The text of a model's config.json; `more` are further keys, such as a checkpoint's step."""
     return json.dumps(dataclasses.asdict(preset) | more, indent=1)
@@ -148,23 +158,32 @@ def preset_from_json(path: Path) -> Preset:
     with reading(path, "not a model's config"):
         if missing := {field.name for field in dataclasses.fields(Preset)} - values.keys():
             raise ValueError(f"lacks {', '.join(sorted(missing))}")
+        if values["codec"]["kind"] == "mel":
+            raise UserError(f"{path}: a model of before November 2026, whose sound Griffin-Lim made; this "
+                            "version no longer sings with it: use the embedded one, or the version that made "
+                            "it")
         values = {name: value for name, value in values.items() if name != "step"}
         preset = assemble(Preset, typed(values, settings_of(Preset), lambda name: f"{path}: {name}"))
         sizes, codec = preset.model, preset.codec
-        channels = {"mel": codec.fold * codec.mels, "oobleck": codec.latent_dim}
+        channels = {"sung": codec.fold * (codec.mels + codec.ratios + 1) + 5, "oobleck": codec.latent_dim}
         for fits, expected in (
                 (min(dataclasses.astuple(sizes)) >= 1 and sizes.dim % sizes.heads == sizes.dim % 16 == 0,
                  "model: sizes of 1 or more; dim a multiple of heads and of 16"),
                 (min(codec.sample_rate_hz, codec.hop, codec.fold) >= 1 and codec.hop % codec.fold == 0,
                  "codec: rate, hop and fold of 1 or more; hop a multiple of fold"),
                 (channels.get(codec.kind) == sizes.mel_dim,
-                 "codec: kind mel with fold * mels, or oobleck with latent_dim, equal to model's mel_dim"),
-                (codec.kind == "mel" or math.prod(codec.strides) == codec.hop,
+                 "codec: kind sung with fold * (mels + ratios + 1) + 5, or oobleck with latent_dim, equal to "
+                 "model's mel_dim"),
+                (codec.kind == "sung" or math.prod(codec.strides) == codec.hop,
                  "codec: strides whose product is hop"),
+                (codec.kind != "sung" or sounds(codec),
+                 f"codec of kind sung: hop {SHORT_HOP} * fold; one wave channel; ratios of 2 or more; mels a"
+                 f" multiple of ratios, {MOST_BANDS} at most; floor and log_std above 0; widths and depths of"
+                 " 1 or more"),
                 (preset.filler in FILLERS, f"filler: one of {', '.join(FILLERS)}"),
                 (preset.guidance.mode in GUIDANCE_WEIGHTS and preset.steps >= 2,
                  f"guidance: mode one of {', '.join(GUIDANCE_WEIGHTS)}; steps of 2 or more"),
                 (preset.style_encoder in ("muq-mulan", "none"), "style_encoder: muq-mulan or none")):
             if not fits:
-                raise ValueError(f"expected {expected}")
+                raise UserError(f"{path}: not a model's config: expected {expected}")
     return preset

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import json
 import math
 import operator
 import re
@@ -143,6 +144,9 @@ def read_config(source: str, settings: dict[str, Setting], recipes: Mapping[str,
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected an object of settings")
     if values.keys() >= {"settings", "request"}:             # the account of a song
+        if '"kind": "mel"' in json.dumps(values["request"]):
+            raise UserError(f"{path}: the embedded model that sang this song, of before December 2026, is "
+                            f"gone; today's sings its words, in another voice: --lyrics {path}")
         values = values["settings"]
     return typed(values, settings, lambda name: f"{path}: {name}")
 
@@ -188,7 +192,8 @@ def convert(value: object, setting: Setting) -> object:
 
 
 def flag_of(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    """A setting's flag; from_, whose name Python keeps for itself, gives --from."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def reject(name: object, known: list[str], problem: str) -> typing.NoReturn:

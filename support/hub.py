@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from config import AVERAGED, CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, EvaluateConfig, Preset
-from config import SampleConfig, SingSettings, UserError
+from config import AVERAGED, CODEC, CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, EvaluateConfig
+from config import Preset, SampleConfig, SingSettings, UserError
 from support.audio import READABLE
 from support.checkpoint import preset_from_json
 from support.cli import weighted
@@ -60,7 +60,7 @@ class ModelFiles:
     preset: Preset
     weights: Path
     phonemizer: Path
-    codec: Path | None                   # weights of the decoder; None: it has none
+    codec: Path                          # weights of the decoder
     styles: Path | None                  # the model's named styles
 
 
@@ -227,7 +227,7 @@ def plan(cfg: SingSettings) -> tuple[Preset, dict[str, Path | str | None]]:
     beside = {name: weights.with_name(name) for name in (PHONEMIZER, STYLES)
               if isinstance(weights, Path) and weights.with_name(name).is_file()}
     return preset, {"weights": weights, "phonemizer": cfg.phonemizer or beside.get(PHONEMIZER, "phonemizer"),
-                    "codec": choose_codec(cfg, preset), "styles": beside.get(STYLES)}
+                    "codec": choose_codec(cfg, preset, weights), "styles": beside.get(STYLES)}
 
 
 def choose_model(name: str) -> tuple[Preset, Path | str]:
@@ -255,12 +255,18 @@ def weights_in(folder: Path) -> Path:
     return averaged if averaged.is_file() else folder / WEIGHTS
 
 
-def choose_codec(cfg: SingSettings, preset: Preset) -> Path | str | None:
-    """The decoder that --vae names: its path, or the key of ASSETS to fetch. Raises: UserError."""
-    if preset.codec.kind == "mel":
+def choose_codec(cfg: SingSettings, preset: Preset, weights: Path | str) -> Path | str:
+    """The decoder that --vae names, or that lies beside the weights: its path, or the key of ASSETS to fetch.
+
+    Raises: UserError.
+    """
+    if preset.codec.kind == "sung":
         if cfg.vae is not None:
-            raise UserError(f"--vae {cfg.vae}: --model {cfg.model} needs no decoder; leave it out")
-        return None
+            raise UserError(f"--vae {cfg.vae}: --model {cfg.model} has its own decoder; leave it out")
+        path = Path(weights).with_name(CODEC)
+        if not path.is_file():
+            raise UserError(f"--model {cfg.model}: there is no {CODEC} beside its weights")
+        return path
     if cfg.vae is None or cfg.vae in DECODERS:
         return cfg.vae or DECODERS[0]
     if not os.path.isfile(cfg.vae):

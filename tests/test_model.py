@@ -4,6 +4,7 @@ import dataclasses
 import resource
 import subprocess
 import sys
+import weakref
 
 import golden as names
 import pytest
@@ -12,8 +13,8 @@ from conftest import ROOT
 from safetensors.torch import save_file
 
 from config import GUIDANCE_WEIGHTS, PRESETS, Guidance, ModelConfig
-from model import PASSES, DiT, ScalarEmbed, flow_loss, load_model, load_weights, rotary_tables, sample
-from model import time_grid
+from model import PASSES, DiT, ScalarEmbed, averaged, flow_loss, guided, integrate, load_model, load_weights
+from model import rotary_tables, sample, sample_windows, time_grid
 
 CPU = torch.device("cpu")
 
@@ -395,6 +396,90 @@ def test_unguided_steps_compute_one_pass(model, golden):
     sample(model, batch, given["y0"], time_grid(5), guidance, given["negative_style"])
     hook.remove()
     assert rows == [2, 2, 2 * len(PASSES["dual"]), 2]
+
+
+# Songs longer than the window
+
+def constant(value):
+    """What makes a window's velocity: the value, whatever the latents are."""
+    return lambda: lambda x, time: torch.as_tensor(value).expand_as(x)
+
+
+@pytest.mark.parametrize("starts, length", [([0], 9), ([0, 7], 8), ([0, 5], 8), ([0, 1], 8), ([0, 3, 7], 9),
+                                            ([0, 2, 5], 8)])
+def test_windows_that_agree_are_one(starts, length):
+    """Weights of two or three windows that do not sum to 1: louder or fainter latents at joins."""
+    rng = torch.Generator().manual_seed(0)
+    noise, truth = torch.randn(2, 1, starts[-1] + length, 3, generator=rng)
+    windows = [(a, constant(truth[:, a:a + length] - noise[:, a:a + length])) for a in starts]
+    out = integrate(averaged(windows, length), noise, time_grid(9), iter)
+    assert error(out, truth) < 1e-5
+
+
+def test_windows_fade_linearly():
+    """A step at a window's edge, which is heard as a seam."""
+    x, now = torch.zeros(1, 28, 2), torch.tensor(0.5)
+    second = averaged([(0, constant(0.0)), (12, constant(1.0))], 16)(x, now)[0, :, 0]          # share four
+    assert torch.allclose(second, torch.tensor([0.0] * 12 + [0.2, 0.4, 0.6, 0.8] + [1.0] * 12))
+    near = averaged([(0, constant(0.0)), (5, constant(1.0))], 16)(x[:, :21], now)[0, :, 0]
+    assert near.diff().min() >= 0 and near.diff().max() < 0.15          # share more than half: as gentle
+
+
+@pytest.fixture(scope="module")
+def long_song(model, golden):
+    """Three windows of a song of 200 frames, with other words and times in each, its noise and settings."""
+    given, rng = golden("b_sample_inputs.safetensors"), torch.Generator().manual_seed(1)
+    batches = [{"phonemes": given["text"][i:i + 1].roll(40 * k, 1), "style": given["style_prompt"][:1],
+                **{key: given[key][i:i + 1] + k / 9 for key in names.SCALARS}}
+               for k, i in enumerate((0, 1, 0))]
+    noise = torch.randn(1, 200, 16, generator=rng)
+    return list(zip((0, 52, 104), batches)), noise, (time_grid(4), Guidance("dual", (4.7, 2.6), (0.3, 1.0)),
+                                                     given["negative_style"][:1])
+
+
+@torch.no_grad()
+def test_long_songs(model, long_song):
+    """At each step all windows see the same latents, each with its own words; told step by step."""
+    windows, x, (grid, guidance, negative) = long_song
+    made = sample_windows(model, windows, x, grid, guidance, negative)
+    tent = torch.tensor([min(i, 97 - i) for i in range(1, 97)])[:, None]
+    for t, dt in zip(grid[:-1], grid.diff()):
+        total, weight = torch.zeros_like(x), torch.zeros(200, 1)
+        for first, batch in windows:
+            total[:, first:first + 96] += tent * guided(model, batch, guidance, negative)(
+                x[:, first:first + 96], t)
+            weight[first:first + 96] += tent
+        x = x + dt * total / weight
+    assert error(made, x) < 1e-5
+    alone = sample(model, windows[1][1], long_song[1][:, 52:148], grid, guidance, negative)
+    assert error(made[:, 96:104], alone[:, 44:52]) > 2e-5    # it has heard its neighbours
+
+
+def test_one_window_is_sampled_as_it_always_was(model, golden):
+    """The same numbers to the last bit, and the condition computed once, not at each step."""
+    given, calls = golden("b_sample_inputs.safetensors"), []
+    batch = {"phonemes": given["text"], "style": given["style_prompt"],
+             **{k: given[k] for k in names.SCALARS}}
+    settings = given["y0"], time_grid(5), Guidance("dual", (2.0, 2.0), (0.3, 0.6)), given["negative_style"]
+    hook = model.text_embed.register_forward_hook(lambda m, args, out: calls.append(len(out)))
+    out = sample_windows(model, [(0, batch)], *settings)
+    hook.remove()
+    assert calls == [4] and torch.equal(out, sample(model, batch, *settings))
+
+
+def test_memory_holds_one_condition(model, long_song, monkeypatch):
+    """All windows' conditions at once, half a gigabyte each in JAM-0.5: an hour of song would fit no GPU."""
+    living, compute = [], model.condition
+
+    def watched(*args, **kwargs):
+        assert not any(condition() for condition in living)
+        made = compute(*args, **kwargs)
+        living.append(weakref.ref(made))
+        return made
+    monkeypatch.setattr(model, "condition", watched)
+    windows, noise, settings = long_song
+    sample_windows(model, windows, noise, *settings)
+    assert len(living) == 3 * 3
 
 
 def test_names_of_guidance_modes():

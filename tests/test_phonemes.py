@@ -102,11 +102,11 @@ def test_sung_spans_share_the_word(phoneme, seconds):
 
 
 @pytest.mark.parametrize("phoneme, want", [
-    ("lʌv", [.06, .88, .06]), ("ˈlʌv.", [.06, .88, .06]), ("baɪ", [.05, .83, .12]), ("ɪə", [.5, .5]),
-    ("tʃu", [.044, .066, .89]),
-    ("sss", [1 / 3] * 3), ("stɹɛsts", [d * .5 / .53 for d in (.11, .07, .06, .53, .11, .07, .11)])])
+    ("lʌv", [.08, .84, .08]), ("ˈlʌv.", [.08, .84, .08]), ("baɪ", [.07, .81, .12]), ("ɪɛ", [.5, .5]),
+    ("əbʌ", [.65 / 1.65 * .93, .07, .93 / 1.65]), ("ə", [1.0]), ("tʃu", [.052, .078, .87]),
+    ("sss", [1 / 3] * 3), ("stɹɛsts", [d * .5 / .64 for d in (.12, .1, .08, .64, .12, .1, .12)])])
 def test_sung_rule(phoneme, want):
-    """Consonants stretched like vowels, long glides, or affricates sung as two consonants."""
+    """Consonants stretched like vowels, long glides, a schwa held, or affricates sung as two consonants."""
     got = [b - a for _, a, b in sung_spans(phoneme, 1.0)]
     assert got == pytest.approx(want, abs=1e-9)
 

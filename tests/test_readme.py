@@ -14,6 +14,7 @@ from pkgutil import resolve_name
 import pytest
 from conftest import ROOT
 
+from baby.codec import CodecSettings
 from baby.ear import EarSettings
 from baby.judge import JudgeSettings
 from baby.phonemizer import PhonemizerSettings
@@ -44,7 +45,8 @@ COMMANDS = sorted({line.removeprefix("time ") for line in [*LINES, *INLINE]
 # The settings of a script or module, by the command's name where it has several.
 SETTINGS = {"sample.py": SampleConfig, "train.py": TrainConfig, "train_dpo.py": DPOConfig,
             "evaluate.py": EvaluateConfig, "songs.pairs": PairsConfig, "tools.bench": BenchConfig,
-            "tools.prepare": PrepareConfig, "baby.ear": EarSettings, "baby.judge": JudgeSettings,
+            "tools.prepare": PrepareConfig, "baby.codec": CodecSettings, "baby.ear": EarSettings,
+            "baby.judge": JudgeSettings,
             "baby.phonemizer": PhonemizerSettings, "baby.prompts": PromptSettings, "baby.songs": SongSettings,
             "lyrics": {name: cls for name, (cls, _) in LYRICS.items()},
             "tools.shards": {name: cls for name, (cls, _) in SHARDS.items()}}
@@ -69,7 +71,7 @@ def flags_of(script):
     """All flags of a script or module."""
     known = SETTINGS[script]
     classes = known.values() if isinstance(known, dict) else [known]
-    return {"--config", "--help"} | {"--" + name.replace("_", "-") for cls in classes
+    return {"--config", "--help"} | {"--" + name.rstrip("_").replace("_", "-") for cls in classes
                                      for name in settings_of(cls)}
 
 
@@ -139,7 +141,7 @@ def test_first_screen():
     first = "\n".join(README.splitlines()[:40])
     assert len(README.splitlines()) <= 170
     assert all(needed in first for needed in (
-        "examples/hello.mp3", "\nmake song\n", "\nmake test\n", "seed 0, style female", ".../song.wav"))
+        "examples/hello.mp3", "\nmake song\n", "\nmake test\n", "seed 0, style alto", ".../song.wav"))
 
 
 def test_tree_is_the_repository():

@@ -28,7 +28,8 @@ from safetensors.torch import load_file
 import config
 import sample
 import train as module
-from config import AVERAGED, CONFIG, PRESETS, RECIPES, STYLES, WEIGHTS, DataSettings, TrainConfig, UserError
+from config import AVERAGED, CODEC, CONFIG, PRESETS, RECIPES, STYLES, WEIGHTS, DataSettings, TrainConfig
+from config import UserError
 from model import DiT
 from support import checkpoint
 from support.cli import parse
@@ -46,14 +47,14 @@ def tensors(value: object) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def shard(tmp_path_factory):
+def shard(tmp_path_factory, tiny_preset):
     """Twelve songs of unlike lengths; the style decides the latents."""
     path, rng = tmp_path_factory.mktemp("data") / "songs-0.tar", torch.Generator().manual_seed(0)
-    voice = torch.randn(16, 1, generator=rng)
+    voice = torch.randn(tiny_preset.model.mel_dim, 1, generator=rng)
     with tarfile.open(path, "w") as tar:
         for i in range(12):
             frames = 30 + 7 * i
-            latents = (1, -1)[i % 2] * voice + 0.1 * torch.randn(16, frames, generator=rng)
+            latents = (1, -1)[i % 2] * voice + 0.1 * torch.randn(len(voice), frames, generator=rng)
             words = {"word": [{"word": "hello", "start": 0.1, "end": 0.5, "phoneme": "həloʊ"}]}
             for ending, data in [("latent.pt", tensors(torch.cat([latents, torch.zeros_like(latents)]))),
                                  ("style.pt", tensors(torch.eye(2, 16)[i % 2].clone())),
@@ -65,13 +66,13 @@ def shard(tmp_path_factory):
 
 
 @pytest.fixture
-def cfg(shard, tmp_path, tiny_preset, monkeypatch):
+def cfg(shard, tmp_path, tiny_preset, tiny_folder, monkeypatch):
     """A run of moments. All songs are padded to one length, so that batch mates do not matter."""
     monkeypatch.setitem(config.PRESETS, "tiny", dataclasses.replace(
         tiny_preset, trim=False, model=dataclasses.replace(tiny_preset.model, max_frames=112)))
-    return TrainConfig(preset="tiny", data=DataSettings((str(shard),), workers=0), assets=BABY, steps=4,
-                       batch=3, out=tmp_path / "run", lr=1e-3, warmup=1, decay=0.0, bf16=False, save_every=2,
-                       log_every=1, keep=0, listen=False, tensorboard=False, device="cpu")
+    return TrainConfig(preset="tiny", data=DataSettings((str(shard),), workers=0), assets=tiny_folder,
+                       steps=4, batch=3, out=tmp_path / "run", lr=1e-3, warmup=1, decay=0.0, bf16=False,
+                       save_every=2, log_every=1, keep=0, listen=False, tensorboard=False, device="cpu")
 
 
 def start(cfg: TrainConfig, world: int = 1, work=train) -> list:
@@ -573,20 +574,17 @@ def test_curves_and_songs(cfg, tmp_path, monkeypatch):
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(cfg), abs=1e-5)
 
 
-def test_a_checkpoint_sings(cfg, tmp_path, monkeypatch):
+def test_a_checkpoint_sings(cfg, tmp_path, tiny_folder):
     """Folders that sample.py cannot take, or sing with the weights that were not averaged."""
-    styles = tmp_path / "assets"
-    styles.mkdir()
-    from safetensors.torch import save_file
-    save_file({"female": torch.eye(2, 16)[0].clone()}, styles / STYLES)
-    (styles / "phonemizer.pt").symlink_to(BABY / "phonemizer.pt")
-    train(dataclasses.replace(cfg, assets=styles))
+    train(cfg)
     out = tmp_path / "song.wav"
     lyrics = tmp_path / "a.json"
     lyrics.write_text(json.dumps([{"word": "hello", "start": 0.2, "end": 0.9}]))
     sample.main(["--model", str(cfg.out / "last"), "--lyrics", str(lyrics), "--out", str(out)])
     account = json.loads((tmp_path / "song.wav.json").read_text())
-    assert account["request"]["sha256"]["weights"] == sha256(cfg.out / "last" / AVERAGED)
+    files = account["request"]["sha256"]
+    assert files["weights"] == sha256(cfg.out / "last" / AVERAGED)
+    assert files["codec"] == sha256(tiny_folder / CODEC) and files["styles"] == sha256(tiny_folder / STYLES)
     assert (cfg.out / "last" / CONFIG).is_file() and set(load_file(cfg.out / "last" / WEIGHTS)) == {
         f"transformer.{name}" for name, _ in DiT(config.PRESETS["tiny"].model).named_parameters()}
 

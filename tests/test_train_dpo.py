@@ -7,7 +7,6 @@ import zlib
 import golden as names
 import pytest
 import torch
-from conftest import BABY
 from safetensors.torch import load_file, save_file
 
 import config
@@ -55,13 +54,12 @@ def test_preference_by_hand():
 
 
 @pytest.fixture
-def cfg(tmp_path, tiny_preset, monkeypatch):
+def cfg(tmp_path, tiny_preset, tiny_folder, monkeypatch):
     """Four pairs of unlike lengths: winners are what losers are not."""
     monkeypatch.setitem(config.PRESETS, "tiny", tiny_preset)
     rng, entries = torch.Generator().manual_seed(0), []
     for i in range(4):
-        frames = 30 + 9 * i
-        song = torch.randn(1, 16, generator=rng).expand(frames, 16)
+        song = torch.randn(1, tiny_preset.model.mel_dim, generator=rng).expand(30 + 9 * i, -1)
         for name, value in (("win", song), ("lose", -song), ("gt", torch.cat([song.T, 0 * song.T]))):
             torch.save(value.clone(), tmp_path / f"{name}{i}.pt")
         torch.save(torch.eye(2, 16)[i % 2].clone(), tmp_path / f"style{i}.pt")
@@ -74,10 +72,10 @@ def cfg(tmp_path, tiny_preset, monkeypatch):
         torch.manual_seed(0)
         save_file({f"transformer.{k}": v for k, v in DiT(tiny_preset.model).state_dict().items()},
                   tmp_path / "start.safetensors")
-    return DPOConfig(preset="tiny", assets=BABY, pairs=(str(tmp_path / "pairs.json"),), steps=30, batch=2,
-                     init_from=tmp_path / "start.safetensors", out=tmp_path / "run", lr=1e-3, warmup=1,
-                     decay=0.0, bf16=False, beta=20.0, ema=0.0, log_every=10, save_every=100, listen=False,
-                     tensorboard=False, device="cpu")
+    return DPOConfig(preset="tiny", assets=tiny_folder, pairs=(str(tmp_path / "pairs.json"),), steps=30,
+                     batch=2, init_from=tmp_path / "start.safetensors", out=tmp_path / "run", lr=1e-3,
+                     warmup=1, decay=0.0, bf16=False, beta=20.0, ema=0.0, log_every=10, save_every=100,
+                     listen=False, tensorboard=False, device="cpu")
 
 
 def train(cfg: DPOConfig) -> list[dict]:
@@ -209,15 +207,16 @@ def test_posteriors_and_held_out_pairs(cfg, tmp_path):
     ({"win_latent": "no.pt"}, "pair 2: win_latent no.pt: no such file"),
     ({"style": None}, "pair 2: style is None; expected a path"),
     ({"loss_latent": "lose3.pt"}, "pair 2: lengths win_latent 39, loss_latent 57 frames; expected equal"),
-    ({"win_latent": "gt1.pt"}, "pair 2: gt1.pt: (32, 39); expected (frames, 16)"),
-    ({"style": "win1.pt"}, ""), ({"transcription": "pairs.json"}, "pair 2: "),
+    ({"win_latent": "gt1.pt"}, "pair 2: gt1.pt: (54, 39); expected (frames, 27)"),
+    ({"style": "styles.pt"}, ""), ({"transcription": "pairs.json"}, "pair 2: "),
     ({"style": "1.json"}, "pair 2: ")])
 def test_bad_pairs(cfg, tmp_path, change, fragment):
     """The original fails amid a run, or trains on a style that is none."""
     entries = json.loads((tmp_path / "pairs.json").read_text())
     entries[1] |= change
     (tmp_path / "pairs.json").write_text(json.dumps(entries))
-    if change == {"style": "win1.pt"}:                       # several styles: the first
+    torch.save(torch.eye(3, 16), tmp_path / "styles.pt")
+    if change == {"style": "styles.pt"}:                     # several styles: the first
         train(dataclasses.replace(cfg, steps=1))
         return
     with pytest.raises(UserError) as caught:

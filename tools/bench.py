@@ -22,15 +22,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from config import PRESETS, Preset, Settings, TrainConfig, UserError, one_of, within
-from data import collate, conditions
-from model import DiT, sample, time_grid
+from data import collate, conditions, windows
+from model import DiT, sample_windows, time_grid
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from support.cli import parse, run
 from support.log import matmul_rate
 from support.processes import Processes, pick_device
 from support.stream import Batch
 from train import FlowObjective, Trainer, training_flops
-from vae import DEVICE_ROWS, MelCodec, Oobleck, OobleckCodec
+from sung import SungCodec, SungModel
+from vae import DEVICE_ROWS, Oobleck, OobleckCodec
 
 GIB = 1024 ** 3
 
@@ -41,7 +42,7 @@ class BenchConfig(Settings):
     what: str = one_of("sample", ("sample", "train"))        # sample: sing a song; train: optimizer steps
     preset: str = one_of("jam-0.5", PRESETS)    # sizes of the model: a name in config.PRESETS
     duration: float | None = None               # seconds of the song; default: the longest that the model
-                                                #   sings
+                                                #   sings in one window
     steps: int = within(2, 1)                   # grid points of the sampler, or optimizer steps, the first
                                                 #   of which is not timed (1 on a CPU: count memory alone)
     batch: int = within(1, 1)                   # songs of an optimizer step
@@ -99,22 +100,22 @@ def bench_sample(cfg: BenchConfig, preset: Preset, frames: int, device: torch.de
     """Print what each stage of singing a song of `frames` takes."""
     # The network, and the codec, which stays in float32, as sample.py loads them.
     network = DiT(preset.model).requires_grad_(False).to(device, getattr(torch, cfg.dtype))
-    network_bytes, codec_bytes = sum(p.nbytes for p in network.parameters()), 0
-    if preset.codec.kind == "mel":
-        codec = MelCodec(preset.codec)
+    if preset.codec.kind == "sung":
+        codec = SungCodec(preset.codec, SungModel(preset.codec).requires_grad_(False))
     else:
         oobleck = Oobleck(preset.codec).fold().requires_grad_(False).to(device)
         codec = OobleckCodec(preset.codec, oobleck, device, rows=DEVICE_ROWS)              # as a GPU does it
-        codec_bytes = sum(p.nbytes for p in oobleck.parameters())
+    network_bytes, codec_bytes = (sum(p.nbytes for p in m.parameters()) for m in (network, codec.model))
 
     # Steps that are all guided, then the sound.
-    batch = {k: v.to(device) for k, v in collate([song_of(preset, frames)], None, preset).items()}
-    sampled = batch["phonemes"].shape[1] // CELLS_PER_FRAME
+    found = windows([], torch.randn(preset.model.cond_dim), frames, (0, frames), preset, SymbolTable("a"))
+    found = [(first, {k: v.to(device) for k, v in batch.items()}) for first, batch in found]
+    sampled = found[-1][0] + found[-1][1]["phonemes"].shape[1] // CELLS_PER_FRAME
     noise = torch.randn(1, sampled, preset.model.mel_dim, device=device)
     negative = torch.zeros(1, preset.model.cond_dim, device=device)
     guidance = dataclasses.replace(preset.guidance, range=(0.0, 1.0))
     steps_bytes, steps_s = measure(
-        lambda: sample(network, batch, noise, time_grid(cfg.steps), guidance, negative), device)
+        lambda: sample_windows(network, found, noise, time_grid(cfg.steps), guidance, negative), device)
     decode_bytes, decode_s = measure(lambda: codec.decode(noise.float().cpu()), device)
 
     for name, size, seconds in (
@@ -180,8 +181,8 @@ def main(argv: list[str] | None = None) -> None:
     frame_hz = preset.codec.sample_rate_hz / preset.codec.hop
     longest_s = preset.model.max_frames / frame_hz
     duration_s = longest_s if cfg.duration is None else cfg.duration
-    if not 0 < duration_s <= longest_s:
-        raise UserError(f"--duration {duration_s}: expected seconds, {longest_s:.1f} at most")
+    if not 0 < duration_s < math.inf or cfg.what == "train" and duration_s > longest_s:
+        raise UserError(f"--duration {duration_s}: expected seconds, {longest_s:.1f} at most to train")
     torch.manual_seed(0)
     print(f"{cfg.preset}, {cfg.dtype}, {device}")
     frames = math.ceil(round(duration_s * frame_hz, 3))

@@ -7,7 +7,7 @@ Read `main` (all shards, divided among the processes of torchrun), then `write_s
 account appear whole or not at all) and `Converter.convert` (one song: words, latents, style). Beside the
 shards stand ids.jsonl, report.json, and the files that `train.py --assets` takes.
 
-Loudness: the latents of a mel codec are logarithms, which shift with the level (12 dB by half their standard
+Loudness: the latents of a sung codec are logarithms, which shift with the level (11 dB by their standard
 deviation), and a model should sing at one level. For such a codec a recording is scaled until its words have
 the RMS of the embedded model's own songs. All other codecs take recordings as loud as they are.
 """
@@ -29,8 +29,8 @@ import torch
 import torchaudio.functional as AF
 from torch import Tensor
 
-from config import PHONEMIZER, PRESETS, READ_ERRORS, SILENCE, SONG_ERRORS, STYLES, CodecConfig, SampleConfig
-from config import UserError, one_of, within
+from config import CODEC, PHONEMIZER, PRESETS, READ_ERRORS, SILENCE, SONG_ERRORS, STYLES, WEIGHTS, CodecConfig
+from config import SampleConfig, UserError, one_of, within
 from lyrics import formats
 from lyrics.align import LISTENERS, SEPARATOR, AlignSettings, align, silent
 from lyrics.check import pronounce
@@ -39,14 +39,14 @@ from phonemes import CELLS_PER_FRAME, SymbolTable
 from style import READERS, Crop, encoder_of, named_styles, read_clip, read_vector, style_vector
 from support import audio
 from support.cli import parse, run
-from support.files import describe, make_folder, reading, replacing, write_json, write_text
+from support.files import describe, find, make_folder, reading, replacing, write_json, write_text
 from support.hub import ASSETS, choose_codec, encoder_folders, fetch, own_file, sha256
 from support.processes import Processes
 from tools.shards import BEYOND_S
 from vae import make_codec
 
 SHORTEST_S = 1.0
-SUNG_RMS = 0.1                 # of a mel codec's words, as in baby/songs.py
+SUNG_RMS = 0.055               # of a sung codec's words, as baby/songs.py makes them
 QUIETEST_RMS = 1e-4            # of words that can be heard: -80 dB
 LYRICS = {kind.extension.lower() for kind in formats.KINDS.values()} | formats.ENDINGS.keys()
 # A resampling filter that is flat up to 0.94 of the band and lets nothing above the band through.
@@ -164,9 +164,12 @@ class Converter:
             f"; give --style {names}, or a NAME.style.npy beside every recording"))
         if hears:                                            # a mistake is reported before all work
             self.encoder()
-        codec = choose_codec(SampleConfig(model=cfg.preset, vae=cfg.vae), self.preset)
+        codec = choose_codec(SampleConfig(model=cfg.preset, vae=cfg.vae), self.preset,
+                             find(Path("weights", cfg.preset, WEIGHTS)))
         codec_file = fetch(codec, cfg.offline) if isinstance(codec, str) else codec
         self.codec = make_codec(self.preset.codec, codec_file, device)
+        if self.preset.codec.kind == "sung":
+            self.assets[CODEC] = codec_file
         self.reader = reader(phonemizer, cfg.lexicon)
         self.table = SymbolTable(self.reader.symbols)
         self.one_style = style_vector(
@@ -188,7 +191,7 @@ class Converter:
 
     def silence(self) -> Tensor:
         """The latent frame (C,) of digital silence."""
-        if self.preset.codec.kind == "mel":
+        if self.preset.codec.kind == "sung":
             return self.codec.silence
         frames, codec = self.codec.reach, self.preset.codec  # the edges do not reach the middle one
         return self.codec.encode(torch.zeros(1, codec.wave_channels, (2 * frames + 1) * codec.hop))[0, frames]
@@ -223,8 +226,8 @@ class Converter:
         cell_hz = CELLS_PER_FRAME * codec.sample_rate_hz / codec.hop
         words = pronounce(lyrics, self.reader, self.table, cell_hz, None, song.lyrics, warn=False).words
 
-        # Latents: means, then standard deviations, (2C, frames). Those of a mel codec have none.
-        if codec.kind == "mel":
+        # Latents: means, then standard deviations, (2C, frames). Those of a sung codec have none.
+        if codec.kind == "sung":
             sung = torch.zeros(wave.shape[1], dtype=torch.bool)
             for word in words:
                 sung[round(word.start * codec.sample_rate_hz):round(word.end * codec.sample_rate_hz)] = True

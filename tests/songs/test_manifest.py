@@ -146,6 +146,18 @@ def test_two_processes_and_one_broken_song(jam, inputs, tmp_path):
     assert len(one) == 6 and one == two
 
 
+def test_a_song_longer_than_the_window(jam, inputs, tmp_path):
+    """96 frames a window, always full: a last window that is padded, or a song that is cut to one."""
+    change(inputs, 0, duration=9.0)
+    code, metadata = run(jam, inputs, tmp_path / "out")
+    assert code == 0 and [m["status"] for m in metadata] == ["made"] * 3
+    latents = torch.load(tmp_path / "out" / "cfm_latents" / "one.pt", weights_only=True)
+    assert latents.shape == (282, 8) and latents.isfinite().all()
+    full, _ = soundfile.read(tmp_path / "out" / "generated_orig" / "one.wav")
+    song, _ = soundfile.read(tmp_path / "out" / "generated" / "one.wav")
+    assert len(full) == 282 * 512 and len(song) == 9 * RATE
+
+
 def test_finished_songs_are_skipped(jam, inputs, tmp_path, monkeypatch, capsys):
     """A run that was cut short does all again, or keeps songs that were asked for differently."""
     out = tmp_path / "outputs"
@@ -307,7 +319,9 @@ BROKEN = [
     ({"seed": 1.5}, '"seed" is 1.5'), ({"seed": 2 ** 63}, "expected 0 to"), ({"sed": 1}, "sed is unknown"),
     ({"id": "a/b"}, "without /, 200 bytes"), ({"id": ".."}, "without /"),
     ({"id": "x" * 201}, "without /"), ({"id": "a\nb"}, "printable"), ({"id": "\ud800"}, "printable"),
-    ({"duration": 99}, "a song of 99.00 s"), ({"duration": 1}, "past the duration"),
+    ({"duration": 1e7}, '"duration" is 10000000.0; expected seconds above 0'),
+    ({"duration": 0.001}, "a song of 0.00 s; expected 0.01 to 1000000 s"),
+    ({"duration": 1}, "past the duration"),
     ({"duration": -1}, '"duration" is -1; expected seconds above 0'),
     ({"audio_path": "inputs/one.txt"}, "no such style or file"),
     ({"lrc_path": "inputs/one.mp3"}, "not UTF-8 text")]

@@ -111,9 +111,19 @@ def test_pairs(tiny_folder, tiny_preset, prompts, capsys):
         in capsys.readouterr().out
 
 
+def test_pairs_of_songs_longer_than_the_window(tiny_folder, tiny_preset, prompts):
+    """Latents cut to one window, with words after their end."""
+    entries = [read(prompts)[0] | {"duration": 22.0}]
+    prompts.write_text(json.dumps(entries))
+    code, folder = run(tiny_folder, prompts, "--candidates", 2)
+    [pair] = read(folder / "pairs.json")
+    lengths = {len(torch.load(folder / pair[key])) for key in ("win_latent", "loss_latent")}
+    assert code == 0 and lengths == {1032} and 1032 > tiny_preset.model.max_frames
+
+
 def test_what_was_made_is_what_training_takes(tiny_folder, tiny_preset, prompts, monkeypatch):
     """Lengths, channels or names that train_dpo.py refuses; the frames that the network sang padded."""
-    posterior = torch.ones(32, 94)
+    posterior = torch.ones(54, 94)
     torch.save(posterior, prompts.parent / "truth.pt")
     entries = read(prompts)
     entries[0]["gt_latent"] = "truth.pt"
@@ -124,14 +134,14 @@ def test_what_was_made_is_what_training_takes(tiny_folder, tiny_preset, prompts,
                     batch=1, init_from=tiny_folder / WEIGHTS, out=prompts.parent / "run",
                     tensorboard=False, device="cpu")
     item = Pairs(cfg, tiny_preset, SymbolTable(load_phonemizer(BABY / "phonemizer.pt").symbols))[0, 5]
-    assert item["latents"].shape == item["loser"].shape == item["truth"].shape == (94, 16)
+    assert item["latents"].shape == item["loser"].shape == item["truth"].shape == (94, 27)
     assert item["duration_rel"] == pytest.approx(94 / tiny_preset.model.max_frames)
     work(cfg, Processes())
     assert (cfg.out / "last" / WEIGHTS).is_file()
 
 
-@pytest.mark.parametrize("shape, fragment", [((16, 94), "(16, 94); expected (32, 94)"),
-                                             ((32, 90), "(32, 90); expected (32, 94)"), (None, "truth.pt: ")])
+@pytest.mark.parametrize("shape, fragment", [((27, 94), "(27, 94); expected (54, 94)"),
+                                             ((54, 90), "(54, 90); expected (54, 94)"), (None, "truth.pt: ")])
 def test_a_true_song_that_does_not_fit(tiny_folder, prompts, shape, fragment, capsys):
     """The others are paired; the exit code tells."""
     if shape:

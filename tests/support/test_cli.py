@@ -9,7 +9,7 @@ import pytest
 from config import DPOConfig, EvaluateConfig, SampleConfig, Settings, TrainConfig, UserError, one_of, within
 from lyrics import __main__ as lyrics_commands
 from songs.pairs import PairsConfig
-from support.cli import parse, run, settings_of
+from support.cli import flag_of, parse, run, settings_of
 from tools.bench import BenchConfig
 from tools.prepare import PrepareConfig
 from tools.shards import InspectConfig, ValidateConfig
@@ -105,6 +105,12 @@ def test_values(argv, name, value):
     got = settings(*argv)
     assert got == dataclasses.replace(Some(), **{name: value})
     assert type(getattr(got, name)) is type(value)
+
+
+def test_a_name_that_python_keeps_for_itself():
+    """--from-, or --from that nobody reads."""
+    assert parse(SampleConfig, "", ["--from", "2.5"]).from_ == 2.5
+    assert "did you mean --from?" in mistake(parse, SampleConfig, "", ["--fromm", "2.5"])
 
 
 def test_guidance_none_can_be_asked_for():
@@ -230,7 +236,7 @@ def test_help_names_every_setting(cls, capsys, monkeypatch):
     assert caught.value.code == 0 and "(default: None)" not in text
     for name, (_, _, default, group, about) in settings_of(cls).items():
         assert about and about in text and group in text
-        assert (name if default is dataclasses.MISSING else "--" + name.replace("_", "-")) in text
+        assert (name if default is dataclasses.MISSING else flag_of(name)) in text
         hidden = default in (None, False, dataclasses.MISSING) or isinstance(default, tuple)
         if not hidden and "default:" not in about:
             assert f"(default: {default})" in text

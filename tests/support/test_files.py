@@ -1,6 +1,7 @@
 """support/files.py: text files with good errors, files written whole. And presets in their files."""
 
 import json
+import math
 
 import pytest
 
@@ -68,6 +69,30 @@ def test_broken_preset(content, file):
     """A checkpoint folder with a foreign or older config.json."""
     path = file(content)
     assert mistake(preset_from_json, path).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("change", [
+    {"fold": 1}, {"fold": 4}, {"hop": 1024}, {"wave_channels": 2}, {"ratios": 0}, {"ratios": 1},
+    {"ratios": 7}, {"ratios": -8}, {"mels": 0}, {"mels": -64}, {"mels": 1024}, {"floor": 0.0},
+    {"floor": -1.0}, {"floor": math.nan}, {"log_std": 0.0}, {"log_std": math.inf}, {"log_mean": math.nan},
+    {"encoder_width": 0}, {"encoder_depth": 0}, {"decoder_width": 0}, {"decoder_depth": -1},
+    {"sample_rate_hz": 0}], ids=str)
+def test_broken_codec(change, file):
+    """Sizes that fit each other, of a codec that cannot be built, or that sings NaN or at another level."""
+    def spoil(values):
+        codec = values["codec"]
+        codec.update(change)
+        values["model"]["mel_dim"] = max(1, codec["fold"] * (codec["mels"] + codec["ratios"] + 1) + 5)
+    path = file(broken(spoil))
+    text = mistake(preset_from_json, path)
+    assert text.startswith(f"{path}: not a model's config: expected codec")
+    assert text.endswith((" of 1 or more", "a multiple of fold", "equal to model's mel_dim"))        # not cut
+
+
+def test_older_codec(file):
+    """A model of an earlier version: a list of what does not fit, and no word of what to do."""
+    path = file(broken(lambda v: v["codec"].update(kind="mel", griffin_lim_steps=80)))
+    assert "no longer sings with it: use the embedded one" in mistake(preset_from_json, path)
 
 
 def test_missing_preset(tmp_path):

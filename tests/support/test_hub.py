@@ -19,7 +19,7 @@ import torch
 from conftest import BABY, ROOT
 from huggingface_hub import constants, errors
 
-from config import CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, SampleConfig, UserError
+from config import CODEC, CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, SampleConfig, UserError
 from support import hub
 from support.checkpoint import preset_to_json
 
@@ -292,7 +292,7 @@ def test_baby_from_anywhere(server, monkeypatch, tmp_path):
         monkeypatch.chdir(place)
         got = locate("baby", offline=True)
         assert got.weights.samefile(BABY / WEIGHTS) and got.phonemizer.samefile(BABY / PHONEMIZER)
-        assert got.styles.samefile(BABY / STYLES) and got.codec is None
+        assert got.styles.samefile(BABY / STYLES) and got.codec.samefile(BABY / CODEC)
         assert got.preset == PRESETS["baby"]
     assert server.calls == []
 
@@ -332,13 +332,21 @@ def test_local_files(server, folder, tmp_path):
     ({"model": "bare"}, ["--model bare: there is no config.json"]),
     ({"model": "run", "vae": "oobleck"}, ["--vae oobleck: expected diffrhythm, stable-audio, or a file"]),
     ({"model": "run", "vae": "."}, ["--vae .: expected"]),
-    ({"model": "baby", "vae": "diffrhythm"}, ["--vae diffrhythm: --model baby needs no decoder"]),
+    ({"model": "baby", "vae": "diffrhythm"}, ["--vae diffrhythm: --model baby has its own decoder"]),
+    ({"model": "older"}, ["older/config.json: a model of before November 2026"]),
+    ({"model": "mute"}, ["--model mute: there is no codec.safetensors beside its weights"]),
+    ({"model": "mute/model.safetensors"}, ["--model mute/model.safetensors: there is no codec.safetensors"]),
     ({"model": "run", "phonemizer": Path("no.pt")}, ["--phonemizer no.pt: there is no such file"])])
 def test_mistakes_of_the_user(settings, fragments, server, folder, monkeypatch):
     """A download of 2 GB for a typo, or an error that does not list what is accepted."""
     monkeypatch.chdir(folder.parent)
     (folder.parent / "bare").mkdir()
     (folder.parent / "bare" / WEIGHTS).write_text("")
+    for name, kind in (("older", "mel"), ("mute", "sung")):
+        (folder.parent / name).mkdir()
+        (folder.parent / name / WEIGHTS).write_text("")
+        config = preset_to_json(PRESETS["baby"]).replace('"kind": "sung"', f'"kind": "{kind}"')
+        (folder.parent / name / CONFIG).write_text(config)
     text = mistake(hub.locate, SampleConfig(**settings))
     assert all(fragment in text for fragment in fragments), text
     assert server.calls == [] and not hub.doctor(SampleConfig(**settings))

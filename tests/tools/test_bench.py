@@ -25,7 +25,7 @@ def test_training(capsys):
     main([*args, "--steps", "1"])
     counted = capsys.readouterr().out.splitlines()
     assert counted[0] == "baby, float32, cpu" and counted[1].startswith("a step of 1 songs of 47 frames")
-    weights = 5_343_392 * 4 / 2 ** 30                        # and gradients, and two moments: four times that
+    weights = 6_221_975 * 4 / 2 ** 30                        # and gradients, and two moments: four times that
     assert 4 * weights < float(counted[1].split()[-2]) < 6 * weights
     main([*args, "--batch", "2"])
     rows = capsys.readouterr().out.splitlines()
@@ -39,4 +39,5 @@ def test_table(capsys):
     rows = capsys.readouterr().out.splitlines()
     assert rows[0] == "baby, bfloat16, cpu" and len(rows) == 6
     assert rows[1].startswith("network's weights") and rows[-1].startswith("at most, both loaded")
-    assert float(rows[1].split()[-4]) == 0.01                # 5.3M weights of 2 bytes
+    assert float(rows[1].split()[-4]) == 0.012               # 6.2M weights of 2 bytes
+    assert float(rows[2].split()[-4]) == 0.01                # 2.7M of 4 bytes
