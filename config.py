@@ -138,9 +138,9 @@ PRESETS = {
                     log_mean=-8.9, log_std=1.3, encoder_width=144, encoder_depth=5, decoder_width=192,
                     decoder_depth=7),
         filler="sung", trim=True, guidance=Guidance("dual", (1.0, 2.0), (0.0, 1.0)),
-        style_encoder="none", negative_style="zeros", steps=32, repeats=True),
-    # 530M parameters, arXiv 2507.20880: whole songs, up to 232 s. support/hub.py fetches its weights, its
-    # codec and its style encoder.
+        style_encoder="none", negative_style="zeros", steps=16, repeats=True),
+    # 530M parameters, arXiv 2507.20880: whole songs, 232 s in a window. support/hub.py fetches its weights,
+    # its codec and its style encoder.
     "jam-0.5": Preset(
         ModelConfig(dim=1408, depth=16, heads=32, ff_mult=4, mel_dim=64, text_num_embeds=256, text_dim=512,
                     cond_dim=512, conv_layers=4, max_frames=5000),
@@ -259,7 +259,7 @@ class TrainConfig(Settings):
     """Train on WebDataset shards."""
     # model
     preset: str = one_of("baby", PRESETS)       # sizes of the model: a name in config.PRESETS
-    max_frames: int | None = within(None, 1)    # longest song or crop, latent frames; default: the preset's
+    max_frames: int | None = within(None, 1)    # longest crop, latent frames; default: the preset's
     init_from: Path | None = None               # start from these weights (.safetensors, or a model's folder)
     data: DataSettings = DataSettings()
     # files

@@ -386,7 +386,7 @@ def work(cfg: TrainConfig, processes: Processes) -> None:
         try:
             decoder = cfg.vae or folder_of_assets(cfg) / CODEC
             if not decoder.is_file():
-                raise UserError("no --vae")
+                raise UserError(f"no --vae, no {decoder}")
             shards = Shards(dataclasses.replace(validation, shards=(first,)), preset, table)
             samples = CheckpointSamples(cfg, preset, shards, silence, device, decoder)
         except READ_ERRORS as e:

@@ -1,9 +1,12 @@
 """Trains the embedded model's codec (sung.SungCodec): its decoder and, beside it, its encoder.
 
     python -m baby.codec --out weights/baby
+    python -m baby.codec --out weights/baby --model weights/baby --steps 8000
 
-Read `make_song` (a training song's latents and sound), `spoil` (latents with a network's errors), `distance`
-(how far two sounds are apart), `Losses`, then `main`. A run that was interrupted continues where it stopped.
+The second line goes on with latents as a network makes them: sung songs are to sound as good as coded ones.
+Read `make_song` (a training song's latents and sound), `spoil` and `sung_again` (latents with a network's
+errors), `distance` (how far two sounds are apart), `Losses`, then `main`. An interrupted run continues where
+it stopped.
 """
 
 import math
@@ -16,11 +19,16 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from baby import songs
-from config import CODEC, Settings, within
+from config import CODEC, PHONEMIZER, Settings, within
+from data import windows
+from model import guided, integrate, load_model, time_grid
+from phonemes import CELLS_PER_FRAME, SymbolTable, load_phonemizer
 from support.cli import parse, run
-from support.files import make_folder, replacing
+from support.files import find, make_folder, replacing
+from support.hub import weights_in
 from sung import LOWEST, N_FFT, PITCHES, PITCHES_A_NOTE, SungCodec, SungModel
 
 RESOLUTIONS = ((256, 64), (512, 128), (1024, 256), (2048, 512))     # window and hop of the compared spectra
@@ -28,6 +36,7 @@ FRAMES = 48                                      # latent frames of a crop, abou
 EDGE = 2                                         # of its latent frames lack neighbours
 FIRST = 900_000                                  # number of the first song: the network learns from others
 HELD_OUT = 8                                     # songs
+AGAIN_FROM, AGAIN_STEPS, AGAIN_EVERY = 0.35, 13, 4       # flow time, grid; one song of so many is sung again
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,8 @@ class CodecSettings(Settings):
     steps: int = within(6000, 1)                 # of so many crops:
     batch: int = within(12, 1)                   # crops
     lr: float = within(1.5e-3, 0)                # peak learning rate
-    sung: Path | None = None                     # folder of NUMBER.pt, latents of the same songs as the
-                                                 #   network makes them: they are half of the crops
+    model: Path | None = None                   # folder of a model: half of the crops are latents as it
+                                                #   makes them
 
 
 def make_song(number: int) -> tuple[Tensor, Tensor]:
@@ -119,20 +128,44 @@ def crops(made: list[tuple[Tensor, Tensor]], count: int, hop: int,
     return latents, wave
 
 
+@torch.no_grad()
+def sung_again(folder: Path, made: dict[int, tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Songs, by number, with the latents (T, C) that a model makes of them, and their sound (N,).
+
+    Noise is added to the true latents until it hides most of what they say, and the model takes it away. The
+    pitch stays the true one, which the sound has.
+    """
+    preset, table = songs.PRESET, SymbolTable(load_phonemizer(folder / PHONEMIZER).symbols)
+    model, found = load_model(weights_in(folder), preset.model, torch.device("cpu")), []
+    grid, silence = AGAIN_FROM + (1 - AGAIN_FROM) * time_grid(AGAIN_STEPS), SungCodec(preset.codec).silence
+    for number, (latents, wave) in tqdm(made.items(), desc="sung again", unit="song"):
+        entry, _, style, _ = songs.song(number)
+        words = [(word["start"], word["end"], word["phoneme"]) for word in entry["word"]]
+        (_, batch), = windows(words, style, len(latents), (0, len(latents)), preset, table)
+        rest = batch["phonemes"].shape[1] // CELLS_PER_FRAME - len(latents)
+        clean = torch.cat([latents.float(), silence.expand(rest, -1)])[None]
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(number))
+        velocity = guided(model, batch, preset.guidance, torch.zeros(1, preset.model.cond_dim))
+        x = integrate(velocity, (1 - AGAIN_FROM) * noise + AGAIN_FROM * clean, grid, iter)[0, :len(latents)]
+        found.append((torch.cat([x[:, :-5].half(), latents[:, -5:]], 1), wave))
+    return found
+
+
 def training_songs(cfg: CodecSettings) -> tuple[list, list]:
-    """Training and held-out songs, made once; half of the former have the network's latents, where given."""
-    cache = cfg.work / f"songs-{cfg.songs}.pt"
-    numbers = range(FIRST, FIRST + cfg.songs)
+    """Training and held-out songs, made once; with a model, half of the former are sung again by it."""
+    numbers, cache = range(FIRST, FIRST + cfg.songs), cfg.work / f"songs-{cfg.songs}.pt"
     if not cache.is_file():
         with multiprocessing.Pool() as pool, replacing(cache) as path:
             torch.save(list(pool.imap(make_song, numbers)), path)
     made = dict(zip(numbers, torch.load(cache, weights_only=True)))
-    held_out = [made.pop(number) for number in numbers[:HELD_OUT]]
-    again = [(torch.load(path, weights_only=True).half(), made[number][1]) for number in made
-             if cfg.sung and (path := cfg.sung / f"{number}.pt").is_file()]
-    made = [*made.values()]
-    made += again * round(len(made) / max(1, len(again)))
-    return [song for song in made if len(song[0]) >= FRAMES], held_out
+    held_out, again = [made.pop(number) for number in numbers[:HELD_OUT]], []
+    if cfg.model:
+        cache = cfg.work / f"again-{cfg.songs}.pt"
+        if not cache.is_file():
+            with replacing(cache) as path:
+                torch.save(sung_again(find(cfg.model), dict([*made.items()][::AGAIN_EVERY])), path)
+        again = torch.load(cache, weights_only=True) * AGAIN_EVERY
+    return [song for song in [*made.values(), *again] if len(song[0]) >= FRAMES], held_out
 
 
 def main(cfg: CodecSettings) -> None:

@@ -42,7 +42,7 @@ SINGERS = {name + manner: replace(singer, **change) for name, singer in PLAIN.it
 ALIASES = {"female": "alto", "male": "tenor"}
 RANGE = 14                                    # semitones above a singer's lowest note
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
-KEYS = [(tonic, mode) for tonic in (0, 5, 7) for mode in SCALES]    # C, F, G: few, for a small model
+KEYS = [(0, "major"), (9, "minor")]           # C and A share their notes, so a small model stays in key
 VOCABULARY = 8000                             # most frequent English words
 SONGS_PER_SHARD = 100
 LONGEST_S = 59.0                              # song
@@ -255,7 +255,7 @@ def synthesize(plan: list[list[Sung]], singer: Singer, rng: np.random.Generator)
         room = words[0].start - before
         if room > 0.5:
             end = words[0].start - 0.06
-            parts.append(breath(end - min(0.3, 0.5 * room), end, rng.uniform(-26, -20), notes[0][1]))
+            parts.append(breath(end - min(0.3, 0.5 * room), end, rng.uniform(-34, -28), notes[0][1]))
         parts.append(phrase(sounds, pitch, level, singer))
         before = words[-1].end
     return parts

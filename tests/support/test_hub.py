@@ -333,7 +333,7 @@ def test_local_files(server, folder, tmp_path):
     ({"model": "run", "vae": "oobleck"}, ["--vae oobleck: expected diffrhythm, stable-audio, or a file"]),
     ({"model": "run", "vae": "."}, ["--vae .: expected"]),
     ({"model": "baby", "vae": "diffrhythm"}, ["--vae diffrhythm: --model baby has its own decoder"]),
-    ({"model": "older"}, ["older/config.json: a model of before November 2026"]),
+    ({"model": "older"}, ["older/config.json: an earlier embedded model"]),
     ({"model": "mute"}, ["--model mute: there is no codec.safetensors beside its weights"]),
     ({"model": "mute/model.safetensors"}, ["--model mute/model.safetensors: there is no codec.safetensors"]),
     ({"model": "run", "phonemizer": Path("no.pt")}, ["--phonemizer no.pt: there is no such file"])])
