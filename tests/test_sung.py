@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
-from conftest import BABY
+from conftest import BABY, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import sung
 from config import CODEC, PRESETS, UserError
+from support.audio import mono, read_wave
 from sung import LogMel, SungCodec, SungModel, pulses, turns_before
 from tools.bench import Peak
 from vae import make_codec
@@ -271,18 +272,18 @@ def test_silence_is_silent(shipped):
     assert level(shipped.decode(shipped.encode(torch.zeros(1, 1, 30 * HOP)))).max() < 1e-3
 
 
-def test_vowel_survives(shipped):
-    """A wrong gain, scale, floor or fold order; a hum or whisper instead of the note."""
-    wave = vowel(48)
+def test_a_sung_song_survives(shipped):
+    """A wrong gain, scale, floor or fold order; a hum or whisper instead of the notes."""
+    wave = mono(*read_wave(ROOT / "examples" / "hello.mp3"), RATE)[None, None, :200 * HOP]
     latents = shipped.encode(wave)
     again = shipped.decode(latents)
     v, heard = shipped.unpack(latents), shipped.unpack(shipped.encode(again))
-    assert (v.voiced[0, 4:-4] > 0).all() and (heard.voiced[0, 4:-4] > 0).all()
-    for note in (v.hz, heard.hz):
-        assert note[0, 4:-4].median().item() == pytest.approx(PITCH_HZ, rel=0.03)
-    assert (heard.envelope - v.envelope)[:, 4:-4].abs().mean() < 0.5                         # nepers
-    both = [level(x)[4:-4].mean().item() for x in (wave, again)]
-    assert both[1] == pytest.approx(both[0], rel=0.4)
+    voiced = (v.voiced > 0) & (heard.voiced > 0)
+    assert 0.5 < (v.voiced > 0).float().mean() and voiced.sum() > 0.95 * (v.voiced > 0).sum()
+    assert (heard.note - v.note)[voiced].abs().median() < 0.25                               # semitones
+    assert (heard.envelope - v.envelope)[voiced].abs().mean() < 0.3                          # nepers
+    both = [level(x).mean().item() for x in (wave, again)]
+    assert both[1] == pytest.approx(both[0], rel=0.2)
 
 
 # Its file
