@@ -92,8 +92,8 @@ class Browser:
 
     def click(self, script, x=0.5):
         """Click on the element that an expression gives, at x of its width."""
-        box = self.value(f"(e => {{ const b = e.getBoundingClientRect(); return "
-                         f"[b.left + {x} * b.width, b.top + b.height / 2]; }})({script})")
+        box = self.value("(e => { e.scrollIntoView({block: 'nearest'}); const b = e.getBoundingClientRect(); "
+                         f"return [b.left + {x} * b.width, b.top + b.height / 2]; }})({script})")
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1],
                       **({"button": "left", "clickCount": 1} if kind != "mouseMoved" else {}))
