@@ -22,7 +22,7 @@ from support.files import reading
 
 FORMATS = {".wav": {"format": "WAV", "subtype": "PCM_16"}, ".flac": {"format": "FLAC", "subtype": "PCM_16"},
            ".ogg": {"format": "OGG", "subtype": "VORBIS"},
-           ".mp3": {"format": "MP3", "bitrate_mode": "CONSTANT", "compression_level": 0.0}}
+           ".mp3": {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.3}}
 READABLE = (".mp3", ".wav", ".flac", ".ogg")
 LEAD_S = 1.0                   # decoded before the part that is asked for; 0.1 would do
 RATE_STEP_HZ = 25              # divides all usual rates; others would need resampling kernels of gigabytes
