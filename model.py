@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
 from config import Guidance, ModelConfig, UserError
 from support.files import reading
@@ -154,7 +153,9 @@ class TextEmbed(nn.Module):
         super().__init__()
         dim = config.text_dim
         self.last_position = 4 * config.max_frames - 1
-        self.text_embed = nn.Embedding(config.text_num_embeds + 1, dim)
+        # Drawn here, as nn.Embedding does it: on the meta device that would load torch's compiler, for 1 s.
+        rows = torch.empty(config.text_num_embeds + 1, dim)
+        self.text_embed = nn.Embedding.from_pretrained(rows if rows.is_meta else rows.normal_(), freeze=False)
         self.text_blocks = nn.Sequential(*(ConvNeXtBlock(dim) for _ in range(config.conv_layers)))
         self.downsample_blocks = nn.Sequential(*(nn.Conv1d(dim, dim, 4, 2, padding=1) for _ in range(2)))
 
@@ -353,12 +354,12 @@ def load_model(path: Path, config: ModelConfig, device: torch.device,
 
 def flops(config: ModelConfig, frames: int) -> int:
     """Floating-point operations of one pass of one song of `frames`; a multiply-add counts as two."""
-    with torch.device("meta"):
+    from torch.utils.flop_counter import FlopCounterMode
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model, zeros = DiT(config), torch.zeros(1)
         phonemes = torch.zeros(1, 4 * frames, dtype=torch.long)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            condition = model.condition(phonemes, torch.zeros(1, config.cond_dim), zeros, zeros, zeros)
-            model(torch.zeros(1, frames, config.mel_dim), zeros, condition)
+        condition = model.condition(phonemes, torch.zeros(1, config.cond_dim), zeros, zeros, zeros)
+        model(torch.zeros(1, frames, config.mel_dim), zeros, condition)
     return counter.get_total_flops()
 
 

@@ -62,7 +62,8 @@ def read_once(path: Path, size: int, changed_ns: int) -> tuple:
 
     # The embedded model's file leaves out this fixed table of sinusoids.
     weights.setdefault("pos_encoder.pe", PositionalEncoding(weights["embedding.weight"].shape[1]).pe)
-    with warnings.catch_warnings(), torch.device("meta"):        # meta: no random numbers drawn for weights
+    # Not on the meta device, where nn.Embedding would load torch's compiler, for 1 s.
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="enable_nested_tensor")
         model = ForwardTransformer(*(tokenizer.vocab_size for tokenizer in tokenizers), **{
             name: config[name] for name in ("d_model", "d_fft", "layers", "dropout", "heads")})
