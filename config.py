@@ -19,8 +19,11 @@ WEIGHTS, CONFIG, STYLES = "model.safetensors", "config.json", "styles.safetensor
 PHONEMIZER, AVERAGED, SILENCE = "phonemizer.pt", "ema.safetensors", "silence.pt"
 CODEC = "codec.safetensors"
 
-# Names that settings may have; phonemes.py and model.py say what they mean.
+# Names that settings may have; phonemes.py and sampler.py say what they mean.
 FILLERS = ("average_sparse", "average_repeat", "pad_right", "sung")
+SOLVERS = ("euler", "ab2", "abm")
+DTYPES = ("float32", "bfloat16", "float16")
+FRAMES = ("song", "window")
 GUIDANCE_WEIGHTS = {"none": 0, "single": 1, "dual": 2, "dual_fix": 2}     # how many weights a mode takes
 SOUND_FORMATS = ("wav", "flac", "ogg", "mp3")
 
@@ -109,7 +112,7 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How far conditions are exaggerated; see model.guide for the formulas and the neutral weights."""
+    """How far conditions are exaggerated; see sampler.guide for the formulas and the neutral weights."""
     mode: str = "dual"                           # none, single, dual, dual_fix
     weights: tuple[float, ...] = (4.7, 2.6)      # (strength,) for single, (style, lyrics) for the dual modes
     range: tuple[float, float] = (0.05, 1.0)     # flow times between which guidance acts, ends included
@@ -121,13 +124,18 @@ class Preset:
     model: ModelConfig
     codec: CodecConfig
     filler: str               # how a word's phonemes fill its cells: one of FILLERS
-    trim: bool                # sample only as many frames as the song has; else always max_frames
+    trim: bool                # compute only as many frames as the song has; else always max_frames
     guidance: Guidance
     style_encoder: str        # turns sound and text into styles: muq-mulan, or none
     negative_style: str       # what guidance leads away from: zeros, or vocal (published with JAM)
-    steps: int                # grid points of the sampler; one more than its Euler steps
     repeats: bool             # whether lines that come again take the noise, so the tune, of before
+    steps: int                # grid points of the sampler; one more than its steps
+    solver: str = "euler"     # one of SOLVERS
+    sway: float = 0.0         # how the grid's points lie: see sampler.time_grid
 
+
+# The cheapest sampler whose error is that of 49 Euler steps: docs/solvers.md.
+FAST = {"steps": 13, "solver": "abm", "sway": -0.5}
 
 PRESETS = {
     # 6M parameters, made by baby/: sings a cappella in eight styles, 60 s in one window.
@@ -138,7 +146,7 @@ PRESETS = {
                     log_mean=-8.9, log_std=1.3, encoder_width=144, encoder_depth=5, decoder_width=192,
                     decoder_depth=7),
         filler="sung", trim=True, guidance=Guidance("dual", (1.0, 2.0), (0.0, 1.0)),
-        style_encoder="none", negative_style="zeros", steps=16, repeats=True),
+        style_encoder="none", negative_style="zeros", repeats=True, **FAST),
     # 530M parameters, arXiv 2507.20880: whole songs, 232 s in a window. support/hub.py fetches its weights,
     # its codec and its style encoder.
     "jam-0.5": Preset(
@@ -147,7 +155,7 @@ PRESETS = {
         CodecConfig("oobleck", sample_rate_hz=44100, hop=2048, wave_channels=2, latent_dim=64, width=128,
                     strides=(2, 4, 4, 8, 8), multiples=(1, 2, 4, 8, 16)),
         filler="average_sparse", trim=False, guidance=Guidance(),
-        style_encoder="muq-mulan", negative_style="vocal", steps=50, repeats=False),
+        style_encoder="muq-mulan", negative_style="vocal", repeats=False, steps=50, solver="euler", sway=0.0),
 }
 
 
@@ -182,10 +190,17 @@ class SingSettings(Settings):
     guidance_weights: tuple[float, ...] | None = None        # style and lyrics, e.g. 1,2; or one strength
     guidance_range: tuple[float, ...] | None = None          # flow times between which guidance acts:
                                                 #   0,1
-    sway: float | None = within(None, -1, 0)    # -1 to 0: below 0, more of the steps lie near the noise
+    sway: float | None = within(None, -1, 0)    # -1 to 0: below 0, more of the steps lie near the noise;
+                                                #   default: the model's preset
+    solver: str | None = one_of(None, SOLVERS)  # euler, ab2, or abm, the fewest steps for the same error;
+                                                #   default: the model's preset
+    fast: bool = False                          # 13 steps of abm, sway -0.5: a quarter of JAM-0.5's work (the
+                                                #   embedded model's preset)
+    frames: str | None = one_of(None, FRAMES)   # song: compute as many frames as it has; window: always all
+                                                #   that the network reads; default: the model's preset
     device: str = "auto"                        # auto (CUDA, then MPS, then CPU), or a torch device
-    dtype: str = one_of("float32", ("float32", "bfloat16"))  # float32, as published, or bfloat16, half the
-                                                #   memory
+    dtype: str = one_of("auto", ("auto", *DTYPES))           # of the network: float32, as published, bfloat16
+                                                #   or float16; auto: bfloat16 where the device computes in it
     # choosing
     scorer: str = "phonemes:1,timing:1"         # phonemes, timing, style, audiobox, songeval,
                                                 #   MODULE:FUNCTION, or a weighted sum of them

@@ -1,8 +1,7 @@
-"""JAM's network, its flow-matching loss and its sampler: 530M parameters or 5M, the same code.
+"""JAM's network and its flow-matching loss: 530M parameters or 6M, the same code.
 
-Read from the bottom: `sample_windows` sings songs of any length, `sample` those that fit one window: both
-integrate dx/dt = velocity from noise (t = 0) to latents (t = 1). `flow_loss` trains that velocity to be
-x1 - x0, `DiT.forward` predicts it, `DiT.condition` computes whatever does not depend on t.
+Read from the bottom: `flow_loss` trains a velocity to be x1 - x0, data minus noise; `DiT.forward` predicts
+it, `DiT.condition` computes whatever does not depend on the flow time. sampler.py makes songs of it.
 
 Axes: B songs, T latent frames, L = 4T phoneme cells, C latent channels, D width, E width of text, style and
 scalars, U different texts, P rows of a network's batch (songs times guidance passes), H heads, K head width.
@@ -10,9 +9,8 @@ Source: arXiv 2507.20880 and the published weights JAM-0.5; tests/test_model.py 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from config import Guidance, ModelConfig, UserError
+from config import ModelConfig, UserError
 from support.files import reading
 
 NORM_EPS = 1e-6
@@ -376,109 +374,3 @@ def flow_loss(model: Callable, x1: Tensor, x0: Tensor, time: Tensor, condition: 
 def drop(tensor: Tensor, dropped: Tensor) -> Tensor:
     """Zero the songs of tensor (B, ...), phoneme ids or styles, where dropped (B,) is true."""
     return tensor * ~dropped.view(-1, *[1] * (tensor.dim() - 1))
-
-
-def time_grid(steps: int, sway: float | None = None) -> Tensor:
-    """`steps` flow times from 0 to 1, so steps - 1 Euler steps; sway < 0 puts more of them near noise."""
-    t = torch.linspace(0, 1, steps)
-    return t if sway is None else t + sway * (torch.cos(math.pi / 2 * t) - 1 + t)
-
-
-# Guidance modes: the passes that a guided step needs, as (text kept, song's own style kept), in the order of
-# the batch. The first is the plain conditional velocity; the negative style replaces one that is not kept.
-PASSES = {"none": [(True, True)], "single": [(True, True), (False, False)],
-          "dual": [(True, True), (True, False), (False, False)],
-          "dual_fix": [(True, True), (False, True), (False, False)]}
-
-
-def guide(mode: str, weights: tuple[float, ...], v: Sequence[Tensor]) -> Tensor:
-    """Combine the velocities of PASSES[mode]. Neutral weights: (0,) for single, (1, 1) for the dual modes."""
-    if mode == "single":
-        return v[0] + weights[0] * (v[0] - v[1])
-    if mode == "dual":                # the style's effect with words, the words' effect without style
-        return weights[0] * (v[0] - v[1]) + weights[1] * (v[1] - v[2]) + v[2]
-    if mode == "dual_fix":            # the style's effect without words, the words' effect with style
-        return weights[0] * (v[1] - v[2]) + weights[1] * (v[0] - v[1]) + v[2]
-    return v[0]
-
-
-def guided_condition(model: DiT, batch: dict[str, Tensor], negative_style: Tensor, mode: str) -> Condition:
-    """The condition of all passes of a guided step, P = passes * B rows; a text is embedded only once."""
-    passes, songs = PASSES[mode], torch.arange(len(batch["style"]), device=batch["style"].device)
-    drops_text = not all(text for text, _ in passes)
-    texts = [batch["phonemes"]] + [torch.zeros_like(batch["phonemes"])] * drops_text
-    scalars = {k: batch[k].repeat(len(texts)) for k in ("start_time", "duration_abs", "duration_rel")}
-    style = torch.cat([batch["style"] if own else negative_style.expand_as(batch["style"])
-                       for _, own in passes])
-    row = torch.cat([songs if text else songs + len(songs) for text, _ in passes])
-    return model.condition(torch.cat(texts), style, **scalars, row=row)
-
-
-Velocity = Callable[[Tensor, Tensor], Tensor]    # of latents (B, T, C) at a flow time ()
-
-
-def guided(model: DiT, batch: dict[str, Tensor], guidance: Guidance, negative_style: Tensor) -> Velocity:
-    """The guided velocity of songs that fit the network's window. Their condition is computed here, once."""
-    songs, (low, high) = len(batch["style"]), guidance.range
-    mode = "none" if guidance.mode == "single" and guidance.weights[0] < 1e-5 else guidance.mode
-    condition = guided_condition(model, batch, negative_style, mode)
-
-    def velocity(x: Tensor, time: Tensor) -> Tensor:
-        now = mode if low <= time <= high else "none"        # compared in float32, ends included
-        passes = len(PASSES[now])
-        v = model(x.repeat(passes, 1, 1), time, condition.first(passes * songs)).float()
-        return guide(now, guidance.weights, v.split(songs))
-    return velocity
-
-
-def averaged(windows: Sequence[tuple[int, Callable[[], Velocity]]], length: int) -> Velocity:
-    """The velocity of latents longer than the network's window: the mean of those of windows that cover them.
-
-    A frame of a window counts the more, the farther it is from the window's edges: one window fades into the
-    next linearly, if they share at most half of their frames. Source: MultiDiffusion, arXiv 2302.08113.
-
-    Args: windows of `length` frames: the first frame of each, and what makes its velocity. It is made anew
-        for each step, so that memory holds the condition of one window only, however long the song is.
-    """
-    def velocity(x: Tensor, time: Tensor) -> Tensor:
-        frame = torch.arange(1, length + 1, device=x.device)
-        weight = torch.minimum(frame, frame.flip(0)).float()[:, None]                      # (length, 1)
-        total, weights = torch.zeros_like(x), x.new_zeros(x.shape[1], 1)
-        for first, make in windows:
-            here = slice(first, first + length)
-            total[:, here] += weight * make()(x[:, here], time)
-            weights[here] += weight
-        return total / weights
-    return velocity
-
-
-def integrate(velocity: Velocity, noise: Tensor, grid: Tensor, progress: Callable) -> Tensor:
-    """Euler steps over the grid. Args: as for `sample`."""
-    x, grid = noise, grid.to(noise.device)
-    for i in progress(range(len(grid) - 1)):
-        x = x + (grid[i + 1] - grid[i]) * velocity(x, grid[i])
-    return x
-
-
-@torch.no_grad()
-def sample(model: DiT, batch: dict[str, Tensor], noise: Tensor, grid: Tensor, guidance: Guidance,
-           negative_style: Tensor, progress: Callable = lambda steps: steps) -> Tensor:
-    """Integrate from noise to latents with Euler steps.
-
-    Args: batch as data.collate makes it (phonemes (B, 4T), style (B, E), start_time, duration_abs,
-        duration_rel (B,)); noise (B, T, C); grid from time_grid; negative_style (1, E); progress wraps the
-        list of steps, e.g. tqdm.
-    Returns: latents (B, T, C).
-    """
-    return integrate(guided(model, batch, guidance, negative_style), noise, grid, progress)
-
-
-@torch.no_grad()
-def sample_windows(model: DiT, windows: Sequence[tuple[int, dict[str, Tensor]]], noise: Tensor, grid: Tensor,
-                   guidance: Guidance, negative_style: Tensor,
-                   progress: Callable = lambda steps: steps) -> Tensor:
-    """As `sample`, of any length. Args: windows as data.windows makes them, first frames and batches."""
-    if len(windows) == 1:
-        return sample(model, windows[0][1], noise, grid, guidance, negative_style, progress)
-    made = [(first, partial(guided, model, batch, guidance, negative_style)) for first, batch in windows]
-    return integrate(averaged(made, model.config.max_frames), noise, grid, progress)

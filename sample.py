@@ -6,8 +6,8 @@
 
 A guided tour. Begin with `main`, below the two classes: it is the story of one song. `Prompts.make` turns
 words into what the network reads, and `Model.sing` turns noise into sound. They call into four places:
-lyrics/ (words get times and phonemes), style.py (a style becomes a vector), model.py (Euler steps from noise
-to latents) and vae.py (latents become sound). Then songs/ writes the files, chooses between takes, and sings
+lyrics/ (words get times and phonemes), style.py (a style becomes a vector), sampler.py (steps from noise to
+latents) and vae.py (latents become sound). Then songs/ writes the files, chooses between takes, and sings
 all songs of a manifest.
 """
 
@@ -17,7 +17,6 @@ import gc
 import importlib.util
 import math
 import os
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -27,15 +26,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from config import GUIDANCE_WEIGHTS, Guidance, Preset, SampleConfig, UserError
+from config import FAST, GUIDANCE_WEIGHTS, Guidance, Preset, SampleConfig, UserError
 from data import windows
 from lyrics import formats
 from lyrics.check import pronounce
 from lyrics.plan import TAIL_S, PlanSettings, plan
 from lyrics.pronounce import reader
 from lyrics.timing import Lyrics, Word
-from model import load_model, sample_windows, time_grid
+from model import load_model
 from phonemes import CELLS_PER_FRAME, SymbolTable
+from sampler import sample_windows, time_grid
 from songs.files import check_output, check_plan, outputs_of
 from songs.manifest import LONGEST_S, Song
 from songs.takes import between, chooser_of, jobs_of, sing_manifest, sing_takes
@@ -45,7 +45,7 @@ from support.audio import master
 from support.cli import parse, run, weighted
 from support.files import find
 from support.hub import ModelFiles, doctor, fetch, locate
-from support.processes import Processes, pick_device
+from support.processes import Processes, peak_memory, pick_device, pick_dtype
 from vae import make_codec
 
 SHORTEST_S = 0.01              # song
@@ -84,7 +84,8 @@ class Prompts:
     """
 
     def __init__(self, files: ModelFiles, cfg: SampleConfig, device: torch.device):
-        self.files, self.cfg, self.device, self.preset = files, cfg, device, files.preset
+        self.files, self.cfg, self.device = files, cfg, device
+        self.preset = dataclasses.replace(files.preset, trim=cfg.frames == "song")
         self.reader = reader(files.phonemizer, cfg.lexicon)
         self.table = SymbolTable(self.reader.symbols)
         self.frame_hz = self.preset.codec.sample_rate_hz / self.preset.codec.hop
@@ -172,14 +173,14 @@ class Model:
         first, (last, batch) = prompt.begin // self.preset.codec.hop, prompt.windows[-1]
         end = first + last + batch["phonemes"].shape[1] // CELLS_PER_FRAME
         noise = repeated(noise_of(seed, end, self.preset.model), prompt.repeats)[:, first:].to(self.device)
-        # Euler steps lead from noise to latents.
+        # Steps lead from noise to latents.
         found = [(start, {k: v.to(self.device) for k, v in batch.items()}) for start, batch in prompt.windows]
         guidance = Guidance(cfg.guidance, cfg.guidance_weights or (), cfg.guidance_range)
         return sample_windows(self.network, found, noise, time_grid(cfg.steps, cfg.sway), guidance,
-                              prompt.negative.to(self.device), progress).cpu()
+                              prompt.negative.to(self.device), cfg.solver, progress).cpu()
 
     def sing(self, prompt: Prompt, seed: int, cfg: SampleConfig, bars: bool) -> Take:
-        """Sing a prompt: noise, Euler steps, sound, loudness. Args: bars, whether to show progress."""
+        """Sing a prompt: noise, steps, sound, loudness. Args: bars, whether to show progress."""
         began, rate_hz = time.perf_counter(), self.preset.codec.sample_rate_hz
         latents = self.latents(prompt, seed, cfg, functools.partial(
             tqdm, desc="sampling", unit="step", disable=not bars))
@@ -215,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     for outputs in dict.fromkeys([*outputs_of(song, cfg), *outputs_of(song, cfg, cfg.best_of)]):
         check_output(outputs, inputs)
     device, files = pick_device(cfg.device), locate(cfg)
-    cfg = resolve(cfg, files.preset)
+    cfg = resolve(cfg, files.preset, device)
     if not song.styles and not song.texts and not cfg.ignore_style:
         song = dataclasses.replace(song, styles=default_style(files.styles))
     scorer = chooser_of(cfg, device) if cfg.best_of > 1 else None
@@ -226,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     for outputs in outputs_of(song, cfg):
         check_plan(outputs, prompt.plan, song.lyrics)
 
-    # Noise, Euler steps, sound, files: once for each variant or take.
+    # Noise, steps, sound, files: once for each variant or take.
     model = Model(files, device, cfg.dtype)
     names = ", ".join([*song.styles, *song.texts]) or "ignored"
     print(f"seed {cfg.seed}, style {names}, {len(prompt.lyrics.words)} words in {prompt.duration_s:.2f} s, "
@@ -241,15 +242,6 @@ def main(argv: list[str] | None = None) -> None:
                   + f"; {sum(stages.values()) / prompt.duration_s:.2f} s per second of song; "
                   + peak_memory(device))
         print(outputs.song.resolve())
-
-
-def peak_memory(device: torch.device) -> str:
-    """The most memory that this process has had, in words."""
-    units_per_gib = 1024 ** 2 if sys.platform != "darwin" else 1024 ** 3
-    text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_per_gib:.2f} GiB of memory at most"
-    if device.type == "cuda":
-        text += f", {torch.cuda.max_memory_allocated(device) / 1024 ** 3:.2f} GiB of the GPU's"
-    return text
 
 
 def validate(cfg: SampleConfig) -> None:
@@ -280,8 +272,8 @@ def validate(cfg: SampleConfig) -> None:
         raise UserError("--ignore-style: sings without style; leave out the style that is given, too")
 
 
-def resolve(cfg: SampleConfig, preset: Preset) -> SampleConfig:
-    """The settings, with the model's values where none were given.
+def resolve(cfg: SampleConfig, preset: Preset, device: torch.device) -> SampleConfig:
+    """The settings, with the model's values where none were given, and the type that `auto` means here.
 
     Raises: UserError for guidance weights or a range that do not fit.
     """
@@ -296,9 +288,12 @@ def resolve(cfg: SampleConfig, preset: Preset) -> SampleConfig:
         raise UserError(f"--guidance {mode} takes {needed} finite weights, not {weights}")
     if len(bounds) != 2 or not bounds[0] <= bounds[1]:
         raise UserError(f"--guidance-range {bounds}: expected two flow times, the lower one first")
+    sampler = FAST if cfg.fast else {name: getattr(preset, name) for name in FAST}
     return dataclasses.replace(
-        cfg, steps=given(cfg.steps, preset.steps), guidance=mode, guidance_weights=weights or None,
-        guidance_range=bounds, negative_style=given(cfg.negative_style, preset.negative_style),
+        cfg, **{name: given(getattr(cfg, name), value) for name, value in sampler.items()}, fast=False,
+        guidance=mode, guidance_weights=weights or None, guidance_range=bounds,
+        frames=given(cfg.frames, "song" if preset.trim else "window"), dtype=pick_dtype(cfg.dtype, device),
+        negative_style=given(cfg.negative_style, preset.negative_style),
         recogniser=given(cfg.recogniser, "ear" if preset.codec.kind == "sung" else "wav2vec2"))
 
 

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from baby import songs
 from config import CODEC, PHONEMIZER, Settings, within
 from data import windows
-from model import guided, integrate, load_model, time_grid
+from model import load_model
 from phonemes import CELLS_PER_FRAME, SymbolTable, load_phonemizer
+from sampler import guided, integrate, time_grid
 from support.cli import parse, run
 from support.files import find, make_folder, replacing
 from support.hub import weights_in
@@ -146,7 +147,8 @@ def sung_again(folder: Path, made: dict[int, tuple[Tensor, Tensor]]) -> list[tup
         clean = torch.cat([latents.float(), silence.expand(rest, -1)])[None]
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(number))
         velocity = guided(model, batch, preset.guidance, torch.zeros(1, preset.model.cond_dim))
-        x = integrate(velocity, (1 - AGAIN_FROM) * noise + AGAIN_FROM * clean, grid, iter)[0, :len(latents)]
+        x = integrate(velocity, (1 - AGAIN_FROM) * noise + AGAIN_FROM * clean, grid, preset.guidance)
+        x = x[0, :len(latents)]
         found.append((torch.cat([x[:, :-5].half(), latents[:, -5:]], 1), wave))
     return found
 

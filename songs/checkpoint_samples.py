@@ -9,7 +9,8 @@ from torch import Tensor
 from config import Preset, TrainConfig
 from data import Shards, collate
 from lyrics import formats
-from model import load_model, sample, time_grid
+from model import load_model
+from sampler import sample, time_grid
 from songs.picture import picture
 from support.audio import write_wave
 from support.files import make_folder, replacing
@@ -50,6 +51,7 @@ class CheckpointSamples:
         model = load_model(weights_in(checkpoint), self.preset.model, self.device)
         batch = {key: value.to(self.device) for key, value in self.batch.items()}
         noise = torch.randn(batch["latents"].shape, generator=torch.Generator().manual_seed(0))
-        negative = torch.zeros(1, self.preset.model.cond_dim, device=self.device)
-        self.write(checkpoint.name, sample(model, batch, noise.to(self.device), time_grid(self.preset.steps),
-                                           self.preset.guidance, negative))
+        preset, negative = self.preset, torch.zeros(1, self.preset.model.cond_dim, device=self.device)
+        self.write(checkpoint.name, sample(model, batch, noise.to(self.device),
+                                           time_grid(preset.steps, preset.sway), preset.guidance, negative,
+                                           preset.solver))

@@ -28,7 +28,8 @@ from support.hub import ASSETS, ModelFiles, encoder_folders, sha256
 
 LONGEST_NAME = 240             # bytes; file systems allow 255, temporary names take some
 # Settings that change a song, besides seed, duration, style and preset.
-SINGING = ("bpm", "steps", "guidance", "guidance_weights", "guidance_range", "sway", "ignore_style", "dtype")
+SINGING = ("bpm", "steps", "sway", "solver", "frames", "guidance", "guidance_weights", "guidance_range",
+           "ignore_style", "dtype")
 CROPPING = ("num_style_secs", "style_start", "random_crop_style")
 
 
@@ -93,8 +94,9 @@ def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig) -
     if (sound or song.texts) and files.preset.style_encoder != "none":
         parts["style_encoder"] = encoder_folders(cfg)[0] / ASSETS["mulan"].file
     settings = SINGING + CROPPING if sound else SINGING      # which cover the rest of the preset
-    preset = dataclasses.asdict(dataclasses.replace(files.preset, guidance=None, steps=0, negative_style=""))
-    preset = used(preset | {"codec": used(preset["codec"])})
+    preset = dataclasses.replace(files.preset, guidance=None, steps=0, solver="", sway=0.0, trim=False,
+                                 negative_style="")
+    preset = used(dataclasses.asdict(preset) | {"codec": used(dataclasses.asdict(preset.codec))})
     part = {} if (cfg.from_, cfg.to) == (None, None) else {"part": [cfg.from_, cfg.to]}
     return {"seed": song.seed + variant, "duration": song.duration_s, **part,
             "style": [[content(name), weight] for name, weight in styles], "style_text": song.texts,

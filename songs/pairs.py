@@ -112,8 +112,8 @@ def make_pairs(cfg: PairsConfig) -> None:
     truths = {name: locate_beside(entry["gt_latent"], asked) for name, entry in entries.items()
               if isinstance(entry, dict) and isinstance(entry.get("gt_latent"), str)}
     preset = processes.one_first(lambda: locate(asked)).preset
-    scorer = processes.one_first(lambda: chooser_of(
-        resolve(asked, preset), pick_device(cfg.device, processes.local)))
+    device = pick_device(cfg.device, processes.local)
+    scorer = processes.one_first(lambda: chooser_of(resolve(asked, preset, device), device))
     if processes.main:
         for name in MADE:
             (asked.out_dir / name).unlink(missing_ok=True)

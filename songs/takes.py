@@ -126,7 +126,7 @@ def sing_manifest(cfg: SampleConfig, processes: Processes, stages: tuple, first:
     """
     make_prompts, load_model, resolve = stages
     files, device = processes.one_first(lambda: locate(cfg)), processes.device(cfg.device)
-    cfg, report, pending = resolve(cfg, files.preset), Report(cfg.out_dir, processes), []
+    cfg, report, pending = resolve(cfg, files.preset, device), Report(cfg.out_dir, processes), []
     entries = read_manifest(cfg.manifest, cfg.batch_infer_num, cfg.best_of)
     report.begin(cfg)
 

@@ -23,6 +23,8 @@ from pathlib import Path
 from config import Settings, UserError
 from support.files import read_json, read_yaml
 
+# Settings that an account lacks whose song was sung before they existed.
+BEFORE = {"solver": "euler", "sway": 0.0}
 NUMBERS = "numbers with commas between them"
 TYPE_NAMES = {int: "whole number", float: "number", str: "text", Path: "path", bool: "true or false",
               tuple[str, ...]: "text", tuple[int, ...]: NUMBERS, tuple[float, ...]: NUMBERS,
@@ -147,7 +149,7 @@ def read_config(source: str, settings: dict[str, Setting], recipes: Mapping[str,
         if '"kind": "mel"' in json.dumps(values["request"]):
             raise UserError(f"{path}: the embedded model that sang this, through Griffin-Lim, is gone; "
                             f"today's sings its words in another voice: --lyrics {path}")
-        values = values["settings"]
+        values = BEFORE | {name: value for name, value in values["settings"].items() if value is not None}
     return typed(values, settings, lambda name: f"{path}: {name}")
 
 

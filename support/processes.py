@@ -1,10 +1,12 @@
-"""Rank, world size and a few collectives of torch.distributed; the device of a process.
+"""Rank, world size and a few collectives of torch.distributed; the device of a process, its type and memory.
 
 Read `Processes`: without torchrun it is one process, for which the same code works.
 """
 
 import datetime
 import os
+import resource
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -100,3 +102,26 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         if torch.device(name).type not in ("cpu", "cuda", "mps"):
             raise ValueError("expected auto, cpu, cuda or mps")
         return torch.empty(0, device=name).device
+
+
+def pick_dtype(name: str, device: torch.device) -> str:
+    """The type that --dtype asks for; auto: bfloat16 where the device's arithmetic has it, else what it has.
+
+    A flag of the hardware decides, no stopwatch: a machine always sings the same song.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":                    # before Ampere, bfloat16 is emulated
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+    has = torch.cpu.get_capabilities()
+    native = device.type == "cpu" and (has.get("avx512_bf16") or has.get("amx_bf16"))
+    return "bfloat16" if native else "float32"
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory that this process has had, in words."""
+    units_per_gib = 1024 ** 2 if sys.platform != "darwin" else 1024 ** 3
+    text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_per_gib:.2f} GiB of memory at most"
+    if device.type == "cuda":
+        text += f", {torch.cuda.max_memory_allocated(device) / 1024 ** 3:.2f} GiB of the GPU's"
+    return text

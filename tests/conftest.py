@@ -14,6 +14,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "lyrics")]
 
 from support.checkpoint import preset_to_json  # noqa: E402
 from config import CODEC, CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS  # noqa: E402
+from golden import make_model, rule_weights  # noqa: E402
 from model import DiT  # noqa: E402
 from sung import SungModel  # noqa: E402
 
@@ -33,6 +34,22 @@ def golden():
         path = GOLDEN / name
         return load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
     return read
+
+
+@pytest.fixture(scope="session")
+def meta(golden):
+    """What is known of the original at a tiny size."""
+    return golden("tiny_meta.json")
+
+
+@pytest.fixture(scope="session")
+def weights(meta):
+    return rule_weights({k: v["shape"] for k, v in meta["weight_checks"].items()})
+
+
+@pytest.fixture(scope="session")
+def model(meta, weights):
+    return make_model(meta["config"], weights)
 
 
 @pytest.fixture(scope="session")

@@ -14,14 +14,20 @@ from torch import Tensor, nn
 from config import CodecConfig, DPOConfig, Guidance, ModelConfig, Preset
 from data import collate as put_together
 from data import conditions
-from model import DiT, drop, flow_loss, load_weights, time_grid
-from model import sample as sample_latents
+from model import DiT, drop, flow_loss, load_weights
 from phonemes import SymbolTable
+from sampler import sample as sample_latents
+from sampler import time_grid
 from train_dpo import PreferenceObjective, frozen_losses
 from vae import Oobleck, fit
 
 SCALARS = ("start_time", "duration_abs", "duration_rel")
 SIZES = [field.name for field in dataclasses.fields(ModelConfig)]
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return (a - b).abs().max().item()
 
 
 def make_model(config: dict, weights: dict[str, Tensor]) -> nn.Module:
@@ -64,7 +70,7 @@ def velocity(model: nn.Module, inputs: dict, drop_text: bool = False, drop_style
 
 
 def sample(model: nn.Module, inputs: dict, steps: int, mode: str, weights: tuple, cfg_range: tuple | None,
-           sway: float | None = None) -> Tensor:
+           sway: float = 0.0) -> Tensor:
     """Latents after `steps` grid points; cfg_range None: guided at every flow time."""
     batch = {"phonemes": inputs["text"], "style": inputs["style_prompt"], **{k: inputs[k] for k in SCALARS}}
     guidance = Guidance(mode, tuple(weights), tuple(cfg_range or (0.0, 1.0)))

@@ -277,11 +277,11 @@ def folder(sung, tmp_path):
 
 @pytest.mark.parametrize("voice", ("female", "male"))
 def test_the_ear_hears_ground_truth(sung, voice):
-    """Times within 40 ms and most words on songs that are right; 200 ms where they are 200 ms off."""
+    """Times within 40 ms and all words but one, at most, on songs that are right; 200 ms on late ones."""
     wave, record = sung[voice]
     row = measures(wave, 24000, record, small_ear())
     assert row["onset_s"] < 0.04 and row["offset_s"] < 0.04
-    assert row["missing"] == 0 and row["phoneme_error_rate"] < 0.3
+    assert round(row["missing"] * row["word_count"]) <= 1 and row["phoneme_error_rate"] < 0.3
     quiet = measures(0.01 * wave, 24000, record, small_ear())
     assert quiet["phoneme_error_rate"] == row["phoneme_error_rate"]      # loudness is no diction
     late = {"word": [w | {"start": w["start"] - 0.2, "end": w["end"] - 0.2} for w in record["word"]]}

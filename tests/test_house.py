@@ -13,19 +13,20 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-METHOD = "config model phonemes style sung vae data sample train train_dpo evaluate".split()  # reading order
+# In reading order.
+METHOD = "config model sampler phonemes style sung vae data sample train train_dpo evaluate".split()
 ROOMS = "lyrics songs support tools baby".split()
 FILES = [ROOT / f"{name}.py" for name in METHOD] + [
     path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
            for path in FILES}
 # What a module or a room may import of the project, besides itself.
-PURE = {"config", "model", "phonemes", "sung", "vae", "data", "support"}
+PURE = {"config", "model", "sampler", "phonemes", "sung", "vae", "data", "support"}
 ARROWS = {"config": set(), "support": {"config"}, "lyrics": {"config", "phonemes", "support"},
-          "model": PURE, "phonemes": PURE, "sung": PURE, "vae": PURE, "data": PURE}
+          "model": PURE, "sampler": PURE, "phonemes": PURE, "sung": PURE, "vae": PURE, "data": PURE}
 # Code lines of a root module, of sample.py, of the root; of everything, and of that without its imports,
 # which are the price of rooms; lines of a function.
-LONGEST_FILE, LONGEST_SAMPLE, LONGEST_METHOD, LONGEST_ALL, IMPORTS_ASIDE = 300, 220, 2500, 8150, 7300
+LONGEST_FILE, LONGEST_SAMPLE, LONGEST_METHOD, LONGEST_ALL, IMPORTS_ASIDE = 300, 220, 2500, 8600, 7700
 LONGEST_FUNCTION = 60
 
 

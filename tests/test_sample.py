@@ -223,7 +223,7 @@ def test_a_failed_write_leaves_the_old_song(sing, monkeypatch, tmp_path, failure
 def baby():
     """The embedded model's prompts, the model, and settings."""
     cpu, files = torch.device("cpu"), locate(SampleConfig())
-    cfg = resolve(SampleConfig(), files.preset)
+    cfg = resolve(SampleConfig(), files.preset, torch.device("cpu"))
     return Prompts(files, cfg, cpu), Model(files, cpu), cfg
 
 
@@ -283,7 +283,7 @@ def test_noise_does_not_depend_on_the_length(tiny_preset):
 def tiny(tiny_folder):
     """The tiny model's parts, and a function that makes the prompt of a part of a song."""
     cpu, files = torch.device("cpu"), locate(SampleConfig(model=str(tiny_folder)))
-    cfg = resolve(SampleConfig(model=str(tiny_folder)), files.preset)
+    cfg = resolve(SampleConfig(model=str(tiny_folder)), files.preset, torch.device("cpu"))
 
     def prompt(lyrics, duration, **part):
         prompts = Prompts(files, dataclasses.replace(cfg, **part), cpu)

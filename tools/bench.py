@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from config import PRESETS, Preset, Settings, TrainConfig, UserError, one_of, within
 from data import collate, conditions, windows
-from model import DiT, sample_windows, time_grid
+from model import DiT
 from phonemes import CELLS_PER_FRAME, SymbolTable
+from sampler import sample_windows, time_grid
 from support.cli import parse, run
 from support.log import matmul_rate
 from support.processes import Processes, pick_device

@@ -364,6 +364,7 @@ def test_names_that_candidates_take(tiny_folder, prompts):
 
 def test_who_listens():
     """The embedded model's ear to real songs."""
-    heard = [sample.resolve(SampleConfig(), PRESETS[name]).recogniser for name in ("baby", "jam-0.5")]
+    cpu = torch.device("cpu")
+    heard = [sample.resolve(SampleConfig(), PRESETS[name], cpu).recogniser for name in ("baby", "jam-0.5")]
     assert heard == ["ear", "wav2vec2"]
-    assert sample.resolve(SampleConfig(recogniser="ear"), PRESETS["jam-0.5"]).recogniser == "ear"
+    assert sample.resolve(SampleConfig(recogniser="ear"), PRESETS["jam-0.5"], cpu).recogniser == "ear"

@@ -67,7 +67,7 @@ def test_the_tune_stays_when_a_word_is_changed(tmp_path):
                                     for i, word in enumerate(words.split())]))
         cfg = SampleConfig(model=str(BABY), style=("alto",), steps=12)
         files = locate(cfg)
-        cfg = resolve(cfg, files.preset)
+        cfg = resolve(cfg, files.preset, torch.device("cpu"))
         prompt = Prompts(files, cfg, torch.device("cpu")).make(Song("", path, ("alto",), (), None, seed))
         model = Model(files, torch.device("cpu"))
         return model.codec.unpack(model.latents(prompt, seed, cfg))
