@@ -201,6 +201,8 @@ class SingSettings(Settings):
     device: str = "auto"                        # auto (CUDA, then MPS, then CPU), or a torch device
     dtype: str = one_of("auto", ("auto", *DTYPES))           # of the network: float32, as published, bfloat16
                                                 #   or float16; auto: bfloat16 where the device computes in it
+    compile: bool = False                       # torch.compile the network's blocks: a minute at the start,
+                                                #   faster steps for songs of any length
     # choosing
     scorer: str = "phonemes:1,timing:1"         # phonemes, timing, style, audiobox, songeval,
                                                 #   MODULE:FUNCTION, or a weighted sum of them

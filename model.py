@@ -27,19 +27,24 @@ FREQUENCIES = 128            # sines and cosines in a scalar's features
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over channels, with float32 statistics."""
+    """x / rms(x) * weight over channels, in the type of x; inside, torch computes it in float32."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype)
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), NORM_EPS)
 
 
-def rotary_tables(frames: int, head_dim: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, K) of positions 0..T-1: base 10000, one frequency for channels i and i + K/2."""
+def rotary_tables(frames: int, head_dim: int, device: torch.device | None = None,
+                  padding: int = 0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, K) of positions 0..T-1: base 10000, one frequency for channels i and i + K/2.
+
+    Args: padding, channels beyond head_dim, half of them after each half.
+    """
     frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    frequency = F.pad(frequency, (0, padding // 2))
     position = torch.arange(frames, dtype=torch.float32, device=device)
     angle = torch.outer(position, frequency).repeat(1, 2)                                        # (T, K)
     return angle.cos(), angle.sin()
@@ -51,20 +56,39 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T) v of each head (P, H, T, K)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # torch's kernel converts to float32 and back; head by head, the matrix products stay in bfloat16.
+        heads = zip(*(x.flatten(0, 1) for x in (q, scale * k, v)))
+        return torch.stack([(a @ b.T).softmax(-1) @ c for a, b, c in heads]).view_as(q)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
 class Attention(nn.Module):
     """Bidirectional self-attention over all frames, padding included; no mask exists."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
-        self.heads = heads
+        self.heads, self.scale = heads, (dim // heads) ** -0.5
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
             nn.Linear(dim, dim, bias=False) for _ in range(4))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                 # (P, H, T, K)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
-        y = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, self.scale)
         return self.o_proj(y.transpose(1, 2).flatten(2))                                   # (P, T, D)
+
+    def pad_heads(self, padding: int) -> None:
+        """Add channels of zeros to each head, half of them after each half of it: the result is the same."""
+        def padded(weight: Tensor) -> nn.Parameter:                                        # (D, D)
+            halves = F.pad(weight.unflatten(0, (2 * self.heads, -1)), (0, 0, 0, padding // 2))
+            return nn.Parameter(halves.flatten(0, 1), requires_grad=weight.requires_grad)
+        for proj in (self.q_proj, self.k_proj, self.v_proj):
+            proj.weight = padded(proj.weight)
+        self.o_proj.weight = nn.Parameter(padded(self.o_proj.weight.T).T.contiguous(),
+                                          requires_grad=self.o_proj.weight.requires_grad)
 
 
 class MLP(nn.Module):
@@ -123,9 +147,9 @@ class GRN(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, 1, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)                    # (U, 1, channels)
-        ratio = (norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)).to(x.dtype)
-        return self.gamma * (x * ratio) + self.beta + x
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)       # (U, 1, channels)
+        ratio = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
+        return x * (1 + self.gamma * ratio).to(x.dtype) + self.beta.to(x.dtype)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -219,12 +243,16 @@ class Condition:
     static: Tensor          # (P, T, D) input projection of audio condition, text, style, start and durations
     scalars: Tensor         # (P, E) embedded start and durations, summed
     fusion: list[Tensor]    # per early block (U, T, D)
-    row: Tensor             # (P,) which of the U texts a row uses
+    row: Tensor | None      # (P,) which of the U texts a row uses; None: each has its own
     rotary: tuple[Tensor, Tensor]    # cosines and sines (T, K)
 
     def first(self, rows: int) -> "Condition":
         """The condition of the first rows alone."""
         return replace(self, static=self.static[:rows], scalars=self.scalars[:rows], row=self.row[:rows])
+
+    def fused(self, block: int) -> Tensor:
+        """What an early block adds to each row: (P, T, D)."""
+        return self.fusion[block] if self.row is None else self.fusion[block][self.row]
 
 
 class DiT(nn.Module):
@@ -234,6 +262,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False      # keep only the blocks' inputs, recompute the rest
+        self.head_padding = 0                    # channels of zeros in each attention head
         dim, cond = config.dim, config.cond_dim
         self.time_embed, self.start_time_embed, self.duration_abs_embed, self.duration_rel_embed = (
             ScalarEmbed(cond) for _ in range(4))
@@ -249,6 +278,16 @@ class DiT(nn.Module):
         # Text fusion starts at zero.
         for parameter in self.text_fusion_linears.parameters():
             nn.init.zeros_(parameter)
+
+    def pad_heads(self) -> "DiT":
+        """Widen attention heads with zeros to a multiple of 8, which flash kernels want; for sampling.
+
+        Each call of attention would copy queries, keys and values to do it: JAM-0.5's heads have 44 channels.
+        """
+        self.head_padding = -(self.config.dim // self.config.heads) % 8
+        for block in self.transformer_blocks if self.head_padding else ():
+            block.self_attn.pad_heads(self.head_padding)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -276,18 +315,18 @@ class DiT(nn.Module):
         c, cells = self.config, phonemes.shape[1]
         if cells % 4 or cells > 4 * c.max_frames:
             raise ValueError(f"{cells} phoneme cells; expected 4 a frame, {4 * c.max_frames} at most")
-        row = torch.arange(len(phonemes), device=phonemes.device) if row is None else row
+        rows = slice(None) if row is None else row
         text = self.embed_text(phonemes, duration_rel)
         scalars = (self.start_time_embed(start_time) + self.duration_abs_embed(duration_abs)
-                   + self.duration_rel_embed(duration_rel))[row]
+                   + self.duration_rel_embed(duration_rel))[rows]
         _, for_audio, for_text, for_style, for_scalars = self.input_embed.weights()
         constant = (F.linear(style.to(self.dtype), for_style) + F.linear(scalars, for_scalars)
                     + self.input_embed.proj.bias)                                          # (P, D)
-        static = F.linear(text, for_text)[row] + constant[:, None]                         # (P, T, D)
+        static = F.linear(text, for_text)[rows] + constant[:, None]                         # (P, T, D)
         if audio is not None:
             static = static + F.linear(audio.to(self.dtype), for_audio)
         return Condition(static, scalars, [fusion(text) for fusion in self.text_fusion_linears], row,
-                         rotary_tables(text.shape[1], c.dim // c.heads, text.device))
+                         rotary_tables(text.shape[1], c.dim // c.heads, text.device, self.head_padding))
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Velocity (P, T, C) of latents x (P, T, C) at flow time (P,) or () in 0 (noise) .. 1 (data)."""
@@ -302,7 +341,7 @@ class DiT(nn.Module):
             else:
                 h = block(h, *condition.rotary)
             if i < len(condition.fusion):
-                h = h + condition.fusion[i][condition.row]
+                h = h + condition.fused(i)
         return self.proj_out(self.norm_out(h, time + condition.scalars))
 
     def embed_input(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
@@ -347,7 +386,8 @@ def load_model(path: Path, config: ModelConfig, device: torch.device,
     with torch.device("meta"):
         model = DiT(config)
     load_weights(model, weights, str(path), assign=True)
-    return model.requires_grad_(False).eval()
+    model = model.requires_grad_(False).eval()
+    return model.pad_heads() if device.type == "cuda" else model
 
 
 def flops(config: ModelConfig, frames: int) -> int:

@@ -158,13 +158,17 @@ def hundredths(word: Word) -> Word:
 class Model:
     """A network and its codec.
 
-    Args: device of both; dtype of the network. Sound is computed in float32: in bfloat16 it gets noisy.
+    Args: device of both; dtype of the network, and whether to compile its blocks. Sound is computed in
+        float32: in bfloat16 it gets noisy.
     Raises: UserError if a file is missing or does not fit.
     """
 
-    def __init__(self, files: ModelFiles, device: torch.device, dtype: str = "float32"):
+    def __init__(self, files: ModelFiles, device: torch.device, dtype: str = "float32",
+                 compile: bool = False):
         self.device, self.preset = device, files.preset
         self.network = load_model(files.weights, self.preset.model, device, getattr(torch, dtype))
+        for block in self.network.transformer_blocks if compile else ():
+            block.compile(dynamic=True)          # once for all lengths
         self.codec = make_codec(self.preset.codec, files.codec, device)
 
     def latents(self, prompt: Prompt, seed: int, cfg: SampleConfig, progress=lambda steps: steps) -> Tensor:
@@ -228,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
         check_plan(outputs, prompt.plan, song.lyrics)
 
     # Noise, steps, sound, files: once for each variant or take.
-    model = Model(files, device, cfg.dtype)
+    model = Model(files, device, cfg.dtype, cfg.compile)
     names = ", ".join([*song.styles, *song.texts]) or "ignored"
     print(f"seed {cfg.seed}, style {names}, {len(prompt.lyrics.words)} words in {prompt.duration_s:.2f} s, "
           f"on {device}")

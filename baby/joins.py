@@ -69,13 +69,15 @@ def main(cfg: JoinSettings) -> None:
         write_text(lyrics, 3 * f"{read_text(Path('examples') / lyrics.name).strip()}\n\n")
         manifest.append({"id": singer, "lrc_path": str(lyrics.resolve()), "style": singer})
     write_json(cfg.out / "manifest.json", manifest)
-    sing(["--manifest", str(cfg.out / "manifest.json"), "--out-dir", str(cfg.out), "--format", "wav"])
+    sing(["--manifest", str(cfg.out / "manifest.json"), "--out-dir", str(cfg.out), "--format", "wav",
+          "--page", "false"])
 
     frame_hz = songs.RATE / songs.PRESET.codec.hop
     found = {place: {"words": [], "flux": [], "pitch": []} for place in PLACES}
     for singer in songs.PLAIN:
-        song = next(cfg.out.rglob(f"{singer}.wav"))
-        record, latents = read_json(Path(f"{song}.json")), torch.load(next(cfg.out.rglob(f"{singer}.pt")))
+        song, latents = (cfg.out / folder / f"{singer}.{ending}" for folder, ending in
+                         (("generated", "wav"), ("cfm_latents", "pt")))
+        record, latents = read_json(Path(f"{song}.json")), torch.load(latents, weights_only=True)
         wave = mono(*read_wave(song), EAR_HZ)
         values = {"words": np.array(measures(wave[None], EAR_HZ, record, ear)["words"]),
                   "flux": flux_db(wave), "pitch": steps_of_pitch(latents, codec)}

@@ -29,7 +29,7 @@ from support.hub import ASSETS, ModelFiles, encoder_folders, sha256
 LONGEST_NAME = 240             # bytes; file systems allow 255, temporary names take some
 # Settings that change a song, besides seed, duration, style and preset.
 SINGING = ("bpm", "steps", "sway", "solver", "frames", "guidance", "guidance_weights", "guidance_range",
-           "ignore_style", "dtype")
+           "ignore_style", "dtype", "compile")
 CROPPING = ("num_style_secs", "style_start", "random_crop_style")
 
 

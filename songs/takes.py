@@ -151,7 +151,7 @@ def sing_manifest(cfg: SampleConfig, processes: Processes, stages: tuple, first:
     del prompts
     gc.collect()
 
-    model = load_model(files, device, cfg.dtype) if ready else None
+    model = load_model(files, device, cfg.dtype, cfg.compile) if ready else None
     scorer = chooser_of(cfg, device) if ready and cfg.best_of > 1 else None
     for prompt, jobs in ready:
         with reported(prompt.song.id, report):

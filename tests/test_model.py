@@ -13,7 +13,7 @@ from golden import error
 from safetensors.torch import save_file
 
 from config import PRESETS, ModelConfig
-from model import DiT, ScalarEmbed, load_model, load_weights, rotary_tables
+from model import DiT, ScalarEmbed, attend, load_model, load_weights, rotary_tables
 from sampler import sample, time_grid
 
 CPU = torch.device("cpu")
@@ -195,6 +195,36 @@ def test_half_precision(meta, weights, model, inputs, tmp_path):
     given = inputs | {"duration_rel": inputs["duration_rel_short"]}
     v, w = names.velocity(exact, given), names.velocity(half, given).float()
     assert ((v - w).norm() / v.norm()).item() < 0.02         # measured: 0.007; bfloat16 has 8 bits
+
+
+def test_attention_in_bfloat16():
+    """Head by head on a CPU, which is faster than torch's kernel: as near to float32 as that is."""
+    q, k, v = torch.randn(3, 2, 4, 50, 16, generator=torch.Generator().manual_seed(0))
+    exact, half = attend(q, k, v, 0.25), [x.bfloat16() for x in (q, k, v)]
+    ours = (attend(*half, 0.25).float() - exact).norm()
+    kernel = (torch.nn.functional.scaled_dot_product_attention(*half, scale=0.25).float() - exact).norm()
+    assert attend(*half, 0.25).dtype == torch.bfloat16 and ours < 1.5 * kernel < 0.01 * exact.norm()
+
+
+@torch.no_grad()
+def test_padded_heads():
+    """Heads of 44 channels, which a GPU widens to 48: zeros in the wrong half turn the wrong pairs."""
+    torch.manual_seed(0)
+    model = DiT(ModelConfig(176, 2, 4, 2, 4, 8, 8, 8, 1, 16))
+    batch = torch.randint(8, (2, 64)), torch.randn(2, 8), *torch.rand(3, 2)
+    x, time = torch.randn(2, 16, 4), torch.tensor(0.3)
+    plain = model(x, time, model.condition(*batch))
+    assert error(model.pad_heads()(x, time, model.condition(*batch)), plain) < 1e-6
+    assert model.transformer_blocks[0].self_attn.q_proj.weight.shape == (192, 176)
+
+
+def test_a_row_may_have_its_own_text(model, inputs):
+    """Which training does: nothing is gathered, and the numbers stay."""
+    given = inputs | {"duration_rel": inputs["duration_rel_short"]}
+    args = given["text"], given["style_prompt"], *(given[k] for k in names.SCALARS)
+    own, named = (model(given["x"], given["time"], model.condition(*args, row=row))
+                  for row in (None, torch.arange(2)))
+    assert torch.equal(own, named)
 
 
 @pytest.mark.parametrize("content, fragment", [(b"", "safetensors: "), (b"junk" * 9, "safetensors: "),
