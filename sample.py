@@ -17,6 +17,7 @@ import gc
 import importlib.util
 import math
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -253,6 +254,8 @@ def validate(cfg: SampleConfig) -> None:
     for library in ("mutagen", "PIL"):
         if importlib.util.find_spec(library) is None:
             raise UserError(f"{library} is not installed: pip install -r requirements.txt")
+    if cfg.compile and shutil.which(os.environ.get("CXX", "c++")) is None:
+        raise UserError("--compile true: needs a C++ compiler: g++, clang++, or what CXX names")
     most, manifest = max(cfg.batch_infer_num, cfg.best_of), cfg.manifest is not None
     if cfg.seed > 2 ** 63 - most:
         raise UserError(f"--seed {cfg.seed}: expected 0 to {2 ** 63 - most}, so that every variant has one")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sample
-from config import SampleConfig, UserError
+from config import PRESETS, SampleConfig, UserError
 from data import window_starts
 from phonemes import NO_WORD
 from sample import Model, Prompts, main, resolve
@@ -23,6 +23,7 @@ from songs.tunes import noise_of
 from songs.manifest import Song
 from support.audio import FORMATS, master
 from support.hub import locate
+from support.processes import pick_dtype
 
 HELLO = ROOT / "examples" / "hello.json"
 RATE = 24000
@@ -104,6 +105,12 @@ def test_bad_settings(sing, args, fragment, tmp_path, monkeypatch):
         sing(*args)
     assert fragment in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_compiling_needs_a_compiler(sing, monkeypatch):
+    monkeypatch.setenv("CXX", "/no/compiler")
+    with pytest.raises(UserError, match="--compile true: needs a C"):
+        sing("--compile", "true")
 
 
 def test_unwritable_folder(sing, tmp_path, monkeypatch):
@@ -204,6 +211,50 @@ def test_sidecar_remakes_the_song(sing, tmp_path, guidance):
     assert (tmp_path / "again.wav").read_bytes() == first.read_bytes()
 
 
+def test_the_sidecar_says_how_the_song_was_sampled(sing, tmp_path):
+    """`auto` and the preset's values, which may mean something else elsewhere or later."""
+    first, account = sing(), tmp_path / "song.wav.json"
+    about = json.loads(account.read_text())
+    found = {name: about["settings"][name] for name in ("steps", "solver", "sway", "frames", "fast", "dtype")}
+    assert found == {"steps": 3, "solver": "abm", "sway": -0.5, "frames": "song", "fast": False,
+                     "dtype": pick_dtype("auto", torch.device("cpu"))}
+    for dtype in ("float32", "bfloat16"):
+        made = sing("--dtype", dtype, out=f"{dtype}.wav")
+        main(["--config", f"{made}.json", "--out", str(tmp_path / "again.wav")])
+        assert (tmp_path / "again.wav").read_bytes() == made.read_bytes()
+    assert first.read_bytes() in [(tmp_path / f"{name}.wav").read_bytes() for name in ("float32", "bfloat16")]
+
+    # A song from before there were solvers.
+    old = {name: about["settings"][name] for name in about["settings"] if name not in ("solver", "frames")}
+    account.write_text(json.dumps(about | {"settings": old | {"sway": None}}))
+    made = sing("--solver", "euler", "--sway", "0", out="euler.wav")
+    main(["--config", str(account), "--out", str(tmp_path / "again.wav")])
+    assert (tmp_path / "again.wav").read_bytes() == made.read_bytes() != first.read_bytes()
+
+
+def test_fast():
+    """What is given counts more than --fast, which counts more than the preset."""
+    cpu, jam = torch.device("cpu"), PRESETS["jam-0.5"]
+    sampler = lambda **given: tuple(getattr(resolve(SampleConfig(**given), jam, cpu), name)  # noqa: E731
+                                    for name in ("steps", "solver", "sway"))
+    assert sampler() == (50, "euler", 0.0) and sampler(fast=True) == (13, "abm", -0.5)
+    assert sampler(fast=True, steps=20, sway=-1.0) == (20, "abm", -1.0)
+
+
+def test_type_of_the_network(monkeypatch):
+    """bfloat16 where the hardware has it; float16 on older GPUs; what is asked for, anywhere."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    assert torch.cpu.get_capabilities()["architecture"]
+    for flags, name in (({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"),
+                        ({"avx512_bf16": False}, "float32"), ({}, "float32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
+        assert pick_dtype("auto", cpu) == name
+    for version, name in (((7, 5), "float16"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, version=version: version)
+        assert pick_dtype("auto", gpu) == name and pick_dtype("float32", gpu) == "float32"
+    assert pick_dtype("auto", torch.device("mps")) == "float32"
+
+
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), soundfile.LibsndfileError(2)])
 def test_a_failed_write_leaves_the_old_song(sing, monkeypatch, tmp_path, failure):
     sing()
@@ -255,6 +306,37 @@ def test_different_guidance_is_another_song(baby, tmp_path):
     plain = model.latents(prompt, 0, change(cfg, steps=4, guidance="none", guidance_weights=None))
     guided = model.latents(prompt, 0, change(cfg, steps=4, guidance_weights=(1.0, 3.0)))
     assert (plain - guided).abs().max() > 0.05
+
+
+def test_types_and_frames_hardly_change_a_song(baby, tmp_path):
+    """docs/solvers.md says by how much: bfloat16 by 1 to 3 %."""
+    prompts, model, cfg = baby
+    lyrics = write(tmp_path / "l.json", json.loads(HELLO.read_text())[:2])
+    exact, half = (Model(prompts.files, model.device, dtype).latents(
+        prompts.make(Song("", lyrics, ("tenor",), (), 2.2, 0)), 0, cfg) for dtype in ("float32", "bfloat16"))
+    assert 0 < (exact - half).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.slow
+def test_compiled(tiny_folder, long_words):
+    """The same song but for rounding; compiled once, whatever the lengths of songs."""
+    cpu, files = torch.device("cpu"), locate(SampleConfig(model=str(tiny_folder)))
+    cfg = resolve(SampleConfig(model=str(tiny_folder)), files.preset, cpu)
+    prompts, plain, compiled = Prompts(files, cfg, cpu), Model(files, cpu), Model(files, cpu, compile=True)
+    for seconds in (51.0, 10.0, 13.0):
+        prompt = prompts.make(Song("", long_words if seconds == 51 else HELLO, ("female",), (), seconds, 0))
+        with torch._dynamo.config.patch(error_on_recompile=seconds < 51):
+            made = compiled.latents(prompt, 0, cfg)
+        assert (made - plain.latents(prompt, 0, cfg)).abs().max() < 1e-3
+
+
+def test_frames(tiny):
+    """The whole window is computed, or the song's frames: its length in the model's eyes is the same."""
+    _, cfg, prompt = tiny
+    song, window = (prompt(HELLO, 10.0, frames=frames).windows[0][1] for frames in ("song", "window"))
+    assert window["phonemes"].shape[1] == 4 * 960 > song["phonemes"].shape[1] >= 4 * 469
+    assert torch.equal(song["duration_rel"], window["duration_rel"])
+    assert torch.equal(window["phonemes"][:, :song["phonemes"].shape[1]], song["phonemes"])
 
 
 # Songs longer than the window, and parts of songs
