@@ -17,13 +17,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from config import READ_ERRORS, EvaluateConfig, SingSettings, UserError
+from support.cli import first, parse, run, weighted
+
+if __name__ == "__main__":
+    first(lambda: parse(EvaluateConfig, __doc__))
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchaudio.functional as AF
 from torch import Tensor
 
-from config import READ_ERRORS, EvaluateConfig, SingSettings, UserError
 from lyrics import align
 from lyrics.timing import Word
 from songs.listeners import Recogniser, find_words, letters_of, likeliest, outside_scorer, recogniser_of
@@ -31,7 +35,6 @@ from songs.listeners import sounds_of
 from songs.manifest import songs_in
 from songs.report import listed, report, table
 from support.audio import loudness_lufs, read_wave
-from support.cli import parse, run, weighted
 from support.files import describe, make_folder, reading, write_json, write_text
 
 GRACE_S = 0.05          # of sound before the first and after the last word is no mistake
@@ -74,6 +77,8 @@ def measures(wave: Tensor, rate_hz: int, record: dict, recogniser: Recogniser) -
     word_errors, word_count = (sum(word[key] > 0 for word in about) for key in ("errors", "sounds"))
     if align.BAR in recogniser.labels:
         written = [text for word in words for text in letters_of(word)]
+        import torchaudio.functional as AF
+
         word_errors, word_count = AF.edit_distance(written, [text for text in heard if text]), len(written)
 
     # Where the words are.
@@ -228,6 +233,8 @@ def summary(rows: list[dict], others: list[dict] = (), seed: int = 0) -> dict[st
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
     """Frechet distance between two sets of embeddings (n, E), as normal distributions."""
+    import torchaudio.functional as AF
+
     sides = [x for set_of in (ours.double(), theirs.double())
              for x in (set_of.mean(0), torch.cov(set_of.T, correction=0))]
     return AF.frechet_distance(*sides).item()

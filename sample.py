@@ -20,14 +20,18 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
+
+from config import FAST, GUIDANCE_WEIGHTS, Guidance, Preset, SampleConfig, UserError
+from support.cli import first, parse, run, weighted
+
+if __name__ == "__main__":
+    first(lambda: parse(SampleConfig, __doc__))
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from config import FAST, GUIDANCE_WEIGHTS, Guidance, Preset, SampleConfig, UserError
 from data import windows
 from lyrics import formats
 from lyrics.check import pronounce
@@ -43,7 +47,6 @@ from songs.takes import between, chooser_of, jobs_of, sing_manifest, sing_takes
 from songs.tunes import noise_of, repeated, repeats
 from style import Crop, default_style, encoder_of, negative_vector, style_vector
 from support.audio import master
-from support.cli import parse, run, weighted
 from support.files import find
 from support.hub import ModelFiles, doctor, fetch, locate
 from support.processes import Processes, peak_memory, pick_device, pick_dtype
@@ -52,7 +55,7 @@ from vae import make_codec
 SHORTEST_S = 0.01              # song
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Prompt:
     """A song as the network reads it."""
     song: Song                       # with its duration
@@ -70,7 +73,7 @@ class Prompt:
         return self.lyrics.title or self.song.id or self.song.lyrics.stem.removesuffix(".plan")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Take:
     """A song as it was sung."""
     latents: Tensor                  # (T, C)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchaudio.functional as AF
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -75,8 +74,7 @@ class LogMel:
         self.hop = config.hop // config.fold
         edge = (self.n_fft - self.window) // 2
         self.taper = nn.functional.pad(torch.hann_window(self.window), (edge, edge))
-        self.filters = AF.melscale_fbanks(self.n_fft // 2 + 1, 0.0, config.sample_rate_hz / 2, self.mels,
-                                          config.sample_rate_hz)
+        self.filters = mel_filters(self.n_fft // 2 + 1, self.mels, config.sample_rate_hz)
 
     @property
     def silence(self) -> float:
@@ -137,7 +135,7 @@ class SungDecoder(nn.Module):
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
         with torch.device("cpu"):                            # no file holds them
-            bands = mel_bands(config, N_FFT // 2 + 1)                                        # (K, M)
+            bands = mel_filters(N_FFT // 2 + 1, config.mels, config.sample_rate_hz)          # (K, M)
             width, places = bands.sum(0), torch.arange(len(bands))
             centres = (bands * places[:, None]).sum(0) / width
             self.register_buffer("width", width.log() / 2, persistent=False)
@@ -159,10 +157,11 @@ class SungDecoder(nn.Module):
         return harmonic.clamp_max(7), math.pi * phase.tanh(), noise.clamp_max(7)
 
 
-def mel_bands(config: CodecConfig, bins: int) -> Tensor:
-    """Filters (bins, M) from a power spectrum's bins to the envelope's bands."""
-    rate = config.sample_rate_hz
-    return AF.melscale_fbanks(bins, 0.0, rate / 2, config.mels, rate)
+def mel_filters(bins: int, bands: int, rate_hz: int) -> Tensor:
+    """Filters (bins, bands) from a spectrum's bins to mel bands."""
+    import torchaudio.functional as AF
+
+    return AF.melscale_fbanks(bins, 0.0, rate_hz / 2, bands, rate_hz)
 
 
 def between(knots: Tensor, count: int) -> Tensor:

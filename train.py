@@ -20,6 +20,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from config import AVERAGED, CODEC, CONFIG, PHONEMIZER, PRESETS, READ_ERRORS, RECIPES, SILENCE, STYLES
+from config import WEIGHTS, DataSettings, Preset, TrainConfig, UserError
+from support.cli import first, parse, run
+
+if __name__ == "__main__":
+    first(lambda: parse(TrainConfig, __doc__, recipes=RECIPES))
+
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,14 +35,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from config import AVERAGED, CODEC, CONFIG, PHONEMIZER, PRESETS, READ_ERRORS, RECIPES, SILENCE, STYLES
-from config import WEIGHTS, DataSettings, Preset, TrainConfig, UserError
 from data import Shards, load, to_batch
 from model import DiT, drop, flops, flow_loss, load_weights
 from phonemes import SymbolTable, load_phonemizer
 from songs.checkpoint_samples import CheckpointSamples
 from support import checkpoint, log
-from support.cli import parse, run
 from support.files import find, make_folder, one_line, reading
 from support.hub import fetch, weights_in
 from support.processes import Processes, pick_device
@@ -399,8 +403,7 @@ def work(cfg: TrainConfig, processes: Processes) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Train as the command line says."""
-    recipes = {name: recipe for name, recipe in RECIPES.items() if type(recipe) is TrainConfig}
-    train(parse(TrainConfig, __doc__, argv, recipes))
+    train(parse(TrainConfig, __doc__, argv, RECIPES))
 
 
 if __name__ == "__main__":

@@ -19,16 +19,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from config import PHONEMIZER, READ_ERRORS, RECIPES, SILENCE, DPOConfig, Preset, UserError
+from support.cli import first, parse, run
+
+if __name__ == "__main__":
+    first(lambda: parse(DPOConfig, __doc__, recipes=RECIPES))
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import PHONEMIZER, READ_ERRORS, RECIPES, SILENCE, DPOConfig, Preset, UserError
 from data import collate, conditions, epochs, words_of
 from model import DiT, flow_loss
 from phonemes import SymbolTable
 from support.checkpoint import to_resume
-from support.cli import parse, run
 from support.files import read_json, reading, replacing
 from support.hub import sha256
 from support.processes import Processes
@@ -261,8 +265,7 @@ def work(cfg: DPOConfig, processes: Processes) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Align as the command line says."""
-    recipes = {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, DPOConfig)}
-    cfg = parse(DPOConfig, __doc__, argv, recipes)
+    cfg = parse(DPOConfig, __doc__, argv, RECIPES)
     processes = Processes(hours=1)
     work(cfg, processes)
     processes.close()

@@ -26,7 +26,7 @@ from config import PRESETS, STYLES, Settings
 from lyrics.pronounce import ARPABET, ipa
 from phonemes import sung_spans
 from style import blend
-from sung import SungCodec, mel_bands
+from sung import SungCodec, mel_filters
 from support.cli import parse, run
 from support.files import make_folder, replacing
 from tools.prepare import add
@@ -278,7 +278,8 @@ def tracks_of(parts: list[Part], seconds: float, codec: SungCodec) -> dict[str, 
     frames = math.ceil(seconds / FRAME_S) + 80
     harmonic, noise = np.zeros((2, codec.config.mels, frames))
     note, voiced = np.full(frames, np.nan), np.zeros(frames)
-    filters = mel_bands(codec.config, N_FFT // 2 + 1).numpy().T                                  # (M, 601)
+    config = codec.config
+    filters = mel_filters(N_FFT // 2 + 1, config.mels, config.sample_rate_hz).numpy().T          # (M, 601)
     for part in parts:
         begin = max(0, -part.first)
         here = slice(part.first + begin, part.first + len(part.hz))

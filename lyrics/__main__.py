@@ -15,8 +15,8 @@ from pathlib import Path
 
 from config import PRESETS, Settings, UserError, one_of
 from lyrics import formats
-from lyrics.align import AlignSettings, align
 from lyrics.check import LEVELS, check
+from lyrics.models import AlignSettings
 from lyrics.plan import PlanSettings, plan
 from lyrics.pronounce import ReadSettings, reader
 from lyrics.timing import Lyrics
@@ -91,6 +91,8 @@ def convert_command(cfg: ConvertConfig) -> None:
 
 def align_command(cfg: AlignConfig) -> None:
     """python -m lyrics align"""
+    from lyrics.align import align
+
     save(align(cfg.audio, formats.read(cfg.input).sung(), cfg), cfg)
 
 

@@ -1,6 +1,6 @@
 """Word times of a recording: the letters of its lyrics are laid on what a published speech model hears (CTC).
 
-Read `align`, then its steps in order: `fetch` (a model of models.json), `voice_of` (the voice without its
+Read `align`, then its steps in order: `fetch` (a model of models.py), `voice_of` (the voice without its
 accompaniment), `emissions` (how likely each letter is in each frame), `groups_of` (what to find, and where),
 `find` and `lay` (the likeliest path), `hold` (words last as long as the voice), `guess` (unreadable words).
 Axes: N samples, T frames of the speech model, C its letters.
@@ -10,22 +10,21 @@ import http.client
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import torchaudio
-import torchaudio.functional as AF
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import READ_ERRORS, Settings, UserError, one_of, within
+from config import READ_ERRORS, UserError
+from lyrics.models import LISTENERS, SEPARATOR, AlignSettings, Source
 from lyrics.spoken import spoken
 from lyrics.timing import HELD, Line, Lyrics, Word
 from support.audio import mono, read_wave
-from support.files import one_line, read_json
+from support.files import one_line
 from support.processes import pick_device
 
 CHUNK_S = 20            # the model hears this much at once; whole seconds, so that all frames lie on one grid
@@ -42,44 +41,6 @@ DOUBT = 0.2                          # words whose letters are less likely, on a
 HOLD_S, HOLD_DB = 5.0, -20.0         # the longest held note; the level at its end, relative to the word's
 GUESS_S = 0.4                        # of a word that cannot be read, at most
 Tokens = list[tuple[int, int]]       # letters, each with its word's number, and ASIDES, with -1
-
-
-class Source(NamedTuple):
-    """A published model of torchaudio.pipelines, which downloads the weights itself."""
-    name: str
-    url: str                             # of its weights
-    folder: str                          # of torch.hub.get_dir(), where torchaudio puts them
-    size: str                            # of its parameters; the file's is not published
-    licence: str                         # as torchaudio's documentation says
-    options: dict                        # of get_model
-
-    @property
-    def bundle(self):
-        """torchaudio's own description of it."""
-        return getattr(torchaudio.pipelines, self.name)
-
-    @property
-    def path(self) -> Path:
-        """The local copy of its weights."""
-        return Path(torch.hub.get_dir(), self.folder, self.url.rpartition("/")[2])
-
-
-MODELS = {name: Source(**row) for name, row in read_json(Path(__file__).with_name("models.json")).items()}
-LISTENERS = {name: MODELS[name] for name in ("mms", "wav2vec2")}
-SEPARATOR = MODELS["separator"]
-
-
-@dataclass(frozen=True)
-class AlignSettings(Settings):
-    """Find the times of the words in a recording."""
-    model: str = one_of("mms", LISTENERS)       # mms (1,130 languages, non-commercial) or wav2vec2 (English
-                                                #   speech)
-    separate: bool = True                       # take the voice out of the mix first; false for a voice
-                                                #   alone
-    margin: float = within(1.0, 0)              # seconds by which lines may miss their own times, where they
-                                                #   have some
-    device: str = "auto"                        # auto (CUDA, then MPS, then CPU), or a torch device
-    offline: bool = False                       # use what is on this machine only
 
 
 class Span(NamedTuple):
@@ -165,6 +126,8 @@ def silent(wave: Tensor) -> bool:
 
 def voice_of(wave: Tensor, rate_hz: int, device: torch.device, offline: bool) -> tuple[Tensor, int]:
     """The voice in a mix (W, N), at the separator's rate: (1, N'), rate in Hz."""
+    import torchaudio.functional as AF
+
     wanted_hz = SEPARATOR.bundle.sample_rate
     model = fetch(SEPARATOR, device, offline)
     wave = AF.resample(wave if len(wave) == 2 else wave.mean(0).expand(2, -1), rate_hz, wanted_hz)
@@ -300,6 +263,8 @@ def lay(log_p: Tensor, tokens: Tokens, score: Callable[[Tensor], Tensor] = torch
     Args: tokens, each with its word's number, -1 for none; score, from the path's log probabilities (T,) to
         the scores whose mean a span has.
     """
+    import torchaudio.functional as AF
+
     path, scores = AF.forced_align(log_p[None], torch.tensor([[token for token, _ in tokens]]), blank=BLANK)
     runs = AF.merge_tokens(path[0], score(scores[0]), BLANK)                            # one for each token
     letters = {}

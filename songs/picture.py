@@ -1,6 +1,6 @@
 """Pictures of sound over time, with the sung words above.
 
-Read `picture` (a song's spectrogram), then `draw` (also for latents: tools/shards.py).
+Read `picture` (a song's spectrogram) and `draw_latents`, then `draw`.
 """
 
 import math
@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchaudio.functional as AF
 from torch import Tensor
 
 from lyrics.timing import Lyrics
 from songs.page import checked, shown
 from support.files import replacing
+from sung import mel_filters
 
 # Sizes in pixels.
 WIDTH, MARGIN, BELOW = 1200, 40, 32        # of the picture; at its sides; below a row, for the seconds
@@ -49,7 +49,7 @@ def spectrogram_db(wave: Tensor, rate_hz: int, per_s: float) -> Tensor:
     """
     size = 1 << max(8, round(math.log2(rate_hz * 0.06)))                              # 2048 at 24 to 48 kHz
     window = torch.hann_window(size, dtype=torch.float64)
-    filters = AF.melscale_fbanks(size // 2 + 1, 0.0, rate_hz / 2, BANDS, rate_hz).double()
+    filters = mel_filters(size // 2 + 1, BANDS, rate_hz).double()
     columns = max(1, round(wave.shape[1] / rate_hz * per_s))
     padded = F.pad(wave.mean(0).double(), (size // 2, size))
     first = (torch.arange(columns) * rate_hz / per_s).long().clamp_max(wave.shape[1])
@@ -58,6 +58,19 @@ def spectrogram_db(wave: Tensor, rate_hz: int, per_s: float) -> Tensor:
         frames = padded[some[:, None] + torch.arange(size)] * window                          # (512, size)
         parts.append(torch.fft.rfft(frames).abs() @ filters * 2 / size)                       # (512, BANDS)
     return 20 * torch.cat(parts).clamp_min(1e-9).log10().T
+
+
+def draw_latents(path: Path, latents: Tensor, frame_hz: float, words: list[tuple[str, float, float]]) -> None:
+    """Draw latents (C, frames) over time as a PNG, low ones dark, with words (text, start, end) above."""
+    levels = (latents - latents.mean()) / (6 * latents.std() + 1e-9) + 0.5
+    channels = torch.arange(HEIGHT) * len(levels) // HEIGHT
+    length_s = latents.shape[1] / frame_hz
+
+    def nearest(per_s: float) -> Tensor:                     # (C, frames) -> (HEIGHT, columns), not smoothed
+        frames = (torch.arange(round(length_s * per_s)) * frame_hz / per_s).long()
+        return levels[channels[:, None], frames.clamp_max(latents.shape[1] - 1)]
+
+    draw(path, length_s, nearest, sorted(words, key=lambda word: word[1]))
 
 
 def draw(path: Path, length_s: float, levels: Callable[[float], Tensor],

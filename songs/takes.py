@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from config import SONG_ERRORS, SampleConfig, UserError
-from evaluate import scorer_of
 from lyrics.timing import Lyrics, Part, Word
 from songs.files import Outputs, check_plan, outputs_of, request_of, write
 from songs.manifest import Report, Song, read_manifest, song_of
@@ -47,6 +46,8 @@ def between(lyrics: Lyrics, begin_s: float, end_s: float) -> Lyrics:
 
 def chooser_of(cfg: SampleConfig, device: torch.device) -> Callable[[Path, dict], float]:
     """The scorer that chooses between takes. Raises: UserError if it is not available."""
+    from evaluate import scorer_of
+
     if device.type == "cuda":
         torch.cuda.set_device(device)                        # for scorers that take the current one
     return scorer_of(cfg.scorer, dataclasses.replace(cfg, device=str(device)))

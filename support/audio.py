@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 import torch.nn.functional as F
-import torchaudio.functional as AF
 from torch import Tensor
 
 from config import UserError
@@ -66,11 +64,13 @@ def declared_bytes(path: Path) -> float:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    """Open a sound file.
+def opened(path: Path) -> Iterator:
+    """Open a sound file, as a soundfile.SoundFile.
 
     Raises: UserError if it is corrupt or not a sound file, also for what fails to be read inside the block.
     """
+    import soundfile
+
     if path.suffix.lower() not in READABLE:
         raise UserError(f"{path}: unknown ending; expected a sound file: {', '.join(READABLE)}")
     if not os.path.isfile(path):
@@ -141,6 +141,8 @@ def mono(wave: Tensor, rate_hz: int, wanted_hz: int) -> Tensor:
 
     The filter is torchaudio's default, as users of MuQ-MuLan take it; it is weak above 10 kHz at 24 kHz.
     """
+    import torchaudio.functional as AF
+
     return AF.resample(wave.mean(0), rate_hz, wanted_hz)
 
 
@@ -150,6 +152,8 @@ def loudness_lufs(wave: Tensor, rate_hz: int) -> float | None:
     Clips under 0.4 s are repeated. torchaudio's filters clip above 1.0: the wave is measured with a peak of
     1/4 or less.
     """
+    import torchaudio.functional as AF
+
     if not wave.shape[1]:
         return None
     wave = wave.double().repeat(1, math.ceil(SHORTEST_S * rate_hz / wave.shape[1]))
@@ -163,6 +167,8 @@ def true_peaks(wave: Tensor) -> Tensor:
 
     Interpolates to eight values a sample, part by part, so that long songs need no more memory than short.
     """
+    import torchaudio.functional as AF
+
     edge = 128                               # more samples than the interpolation looks at
     part = 4096 * BLOCK
     samples = wave.shape[1]
@@ -217,6 +223,8 @@ def write_wave(path: Path, wave: Tensor, rate_hz: int, name: Path) -> None:
 
     Raises: UserError if samples are not finite or the file cannot be written.
     """
+    import soundfile
+
     # A NaN aborts the process inside the MP3 encoder.
     if not wave.isfinite().all():
         raise UserError(f"{name}: the song has samples that are not finite; lower --guidance-weights")

@@ -2,12 +2,13 @@
 
 Read `parse` (defaults, then --config, then flags), `settings_of` (what a settings class holds; the comments
 after its fields are their help), `command` (scripts with several commands), `run` (a user's mistake is one
-line and exit code 2).
+line and exit code 2), `first` (which comes before imports that take seconds).
 """
 
 import argparse
 import dataclasses
 import difflib
+import gc
 import inspect
 import json
 import math
@@ -50,13 +51,14 @@ class Parser(argparse.ArgumentParser):
 
 def parse(cls: type, doc: str, argv: list[str] | None = None,
           recipes: Mapping[str, object] = types.MappingProxyType({}), name: str | None = None) -> typing.Any:
-    """Build settings class `cls` from its defaults, --config files or `recipes`, and flags; the later wins.
+    """Build settings class `cls` from its defaults, --config files or recipes, and flags; the later wins.
 
-    Args: doc, a module's docstring: help shows its first line, and its indented lines as examples; name of
-        the command, if it is not the script's.
+    Args: doc, a module's docstring: help shows its first line, and its indented lines as examples; recipes,
+        of which those of another class are left out; name of the command, if it is not the script's.
     Raises: UserError for an unknown or misspelt name (with the nearest) and for a value that is refused.
     """
     settings = settings_of(cls)
+    recipes = {name: recipe for name, recipe in recipes.items() if type(recipe) is cls}
     sources = ", ".join([*recipes, "or a JSON or YAML file"] if recipes else ["a JSON or YAML file"])
     examples = [line.strip() for line in doc.splitlines() if line.startswith("    ")]
     epilog = "examples:\n" + textwrap.indent("\n".join(examples), "  ") if examples else None
@@ -106,7 +108,7 @@ def settings_of(cls: type, prefix: str = "") -> dict[str, Setting]:
     found, kinds = {}, typing.get_type_hints(cls)
     for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
         group, name = "", ""
-        for line in textwrap.dedent(inspect.getsource(base)).splitlines():
+        for line in source_of(base).splitlines():
             code, _, text = line.partition("#")
             field = re.match(r"    (\w+): ", code)
             if field and dataclasses.is_dataclass(kinds[field[1]]):
@@ -121,6 +123,13 @@ def settings_of(cls: type, prefix: str = "") -> dict[str, Setting]:
             elif not code.strip() and text:
                 group, name = text.strip(), ""
     return found
+
+
+def source_of(cls: type) -> str:
+    """The source of a class. inspect.getsource would parse the whole module for each."""
+    module = inspect.getsource(sys.modules[cls.__module__])
+    block = rf"^( *)class {cls.__name__}\b.*?(?=^\1\S|\Z)"     # up to the next line that is indented as far
+    return textwrap.dedent(re.search(block, module, re.DOTALL | re.MULTILINE)[0])
 
 
 def assemble(cls: type, values: dict[str, object], prefix: str = "") -> typing.Any:
@@ -235,8 +244,21 @@ def command(script: str, doc: str, commands: dict[str, tuple[type[Settings], Cal
         work(parse(cls, "\n".join([cls.__doc__, *own]), args[1:], name=f"{name} {args[0]}"))
 
 
-def run(main: Callable[[], None]) -> None:
+def first(read: Callable[[], object]) -> None:
+    """Answer --help and mistakes in the flags: `read` reads the command line, and a script's main does again.
+
+    It stands above the imports that take seconds, such as torch's. A --config is left to main: it may be a
+    pipe, which can be read only once.
+    """
+    if not any(arg.startswith("--config") for arg in sys.argv):
+        run(read)
+    gc.disable()             # until `run`: nothing that imports make is garbage, and looking takes 0.3 s
+
+
+def run(main: Callable[[], object]) -> None:
     """Call main; a user's mistake ends as one line on stderr and exit code 2."""
+    gc.freeze()              # what was imported stays: each look through it, also the last, takes 0.1 s
+    gc.enable()
     for stream in (sys.stdout, sys.stderr):                  # a terminal may not know the letters of a path
         stream.reconfigure(errors="backslashreplace")
     try:

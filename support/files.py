@@ -11,7 +11,6 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
 from safetensors import SafetensorError
 
 from config import READ_ERRORS, UserError
@@ -78,6 +77,8 @@ def json_of(text: str, name: str) -> typing.Any:
 
 def read_yaml(path: Path) -> typing.Any:
     """Read a YAML file. Raises: UserError, with line and column, if it is not one."""
+    import yaml
+
     text = read_text(path)
     try:
         return yaml.safe_load(text)

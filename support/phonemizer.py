@@ -10,9 +10,6 @@ import typing
 import warnings
 from pathlib import Path
 
-import torch
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
-
 LANG = "en_us"
 # The library's three classes under its own and under the mirror's module name, then what the tokenizers of
 # the public fork (probably the mirror's origin) refer to. All of them are read as inert Records.
@@ -41,6 +38,7 @@ def read_checkpoint(path: Path) -> tuple:
 @functools.lru_cache(maxsize=2)
 def read_once(path: Path, size: int, changed_ns: int) -> tuple:
     """As `read_checkpoint`; size and time of change are the cache's keys."""
+    import torch
     try:
         from dp.model.model import ForwardTransformer
         from dp.model.predictor import Predictor
@@ -69,16 +67,23 @@ def read_once(path: Path, size: int, changed_ns: int) -> tuple:
             name: config[name] for name in ("d_model", "d_fft", "layers", "dropout", "heads")})
     model.load_state_dict(weights, strict=True, assign=True)
 
-    # Words are sorted, so that "polish" wins over "Polish".
     lexicon = (checkpoint.get("phoneme_dict") or {}).get(LANG, {})
-    if not all(isinstance(text, str) for pair in lexicon.items() for text in pair):
+    if isinstance(lexicon, str):                             # the embedded model's: word, IPA, word, IPA, ...
+        parts = lexicon.split()                              # a fortieth of the time that a table takes
+        lexicon = dict(zip(parts[::2], parts[1::2], strict=True))
+    elif all(isinstance(text, str) for pair in lexicon.items() for text in pair):
+        # Words are sorted, so that "polish" wins over "Polish".
+        lexicon = {word.lower(): lexicon[word] for word in sorted(lexicon) if lexicon[word]}
+    else:
         raise ValueError("its phoneme_dict is not a table of strings")
-    lexicon = {word.lower(): lexicon[word] for word in sorted(lexicon) if lexicon[word]}
     return Predictor(model.eval(), Preprocessor(None, *tokenizers)), lexicon
 
 
 def unpickle(path: Path) -> dict:
     """Read a checkpoint without running anything in it. Raises: ValueError for a class not in ALLOWED."""
+    import torch
+    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
     names = get_unsafe_globals_in_checkpoint(path)               # reads the pickle's opcodes, runs nothing
     refused = sorted(name for name in names if not ALLOWED.fullmatch(name))
     if refused:

@@ -126,8 +126,11 @@ torch.load = torch.jit.load = lambda *args, **kwargs: loads.append(args)
 for name in {names!r}:
     __import__(name)
     assert state() == before, name
-    assert not loads and not {{"transformers", "muq"}} & sys.modules.keys(), name
+    assert not loads and not {rare!r} & sys.modules.keys(), name
 """
+# Libraries that are imported where they are used, since not every command uses them, or that come late.
+RARE = {"transformers", "muq", "torchaudio", "torchvision", "soundfile", "mutagen", "PIL", "dp", "inflect",
+        "yaml", "huggingface_hub"}
 
 
 def test_importing_does_nothing(tmp_path):
@@ -135,7 +138,22 @@ def test_importing_does_nothing(tmp_path):
     names = [name for name in MODULES if room_of(name) != "baby"]
     env = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1",
            "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-c", IMPORT.format(root=str(ROOT), names=names)], cwd=tmp_path,
-                          env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", IMPORT.format(root=str(ROOT), names=names, rare=RARE)],
+                          cwd=tmp_path, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+SCRIPTS = ["sample.py", "train.py", "train_dpo.py", "evaluate.py", "-m lyrics", "-m lyrics align",
+           "-m tools.prepare", "-m tools.shards inspect"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_command_line_is_read_before_torch_is_imported(script):
+    """--help, or a misspelt setting, that takes as long as importing torch."""
+    for flag, code in (("--help", 0), ("--hlep", 2)):
+        done = subprocess.run([sys.executable, "-X", "importtime", *script.split(), flag], cwd=ROOT,
+                              capture_output=True, text=True)
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert done.returncode == code and {"config", "argparse"} <= imported
+        assert not {"torch", "numpy"} & imported

@@ -266,6 +266,11 @@ def test_official_lexicon(tmp_path, monkeypatch):
     stand_in(tmp_path / "bad.pt", monkeypatch, "library", SYMBOLS, {"love": ["l", "ʌ", "v"]})
     with pytest.raises(UserError, match="its phoneme_dict is not a table of strings"):
         load_phonemizer(tmp_path / "bad.pt")
+    stand_in(tmp_path / "text.pt", monkeypatch, "library", SYMBOLS, "don't\tdoʊnt\nlove\tlʌv")
+    assert load_phonemizer(tmp_path / "text.pt").lexicon == {"don't": "doʊnt", "love": "lʌv"}
+    stand_in(tmp_path / "cut.pt", monkeypatch, "library", SYMBOLS, "love\tlʌv\nlost")
+    with pytest.raises(UserError, match="not a usable DeepPhonemizer checkpoint"):
+        load_phonemizer(tmp_path / "cut.pt")
 
 
 def test_symbols_that_are_punctuation(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Tools around training: making shards, looking into them, measuring.
 
-    prepare.py  recordings with their lyrics -> shards to train on
-    shards.py   what is in shards: list, draw, check
-    bench.py    how much memory and time sampling and training take
+    prepare.py   recordings with their lyrics -> shards to train on
+    settings.py  its settings
+    shards.py    what is in shards: list, draw, check
+    bench.py     how much memory and time sampling and training take
 """

@@ -25,27 +25,31 @@ import tarfile
 import time
 from pathlib import Path
 
+from support.cli import first, parse, run
+from tools.settings import SHORTEST_S, PrepareConfig
+
+if __name__ == "__main__":
+    first(lambda: parse(PrepareConfig, __doc__, name="python -m tools.prepare"))
+
 import torch
-import torchaudio.functional as AF
 from torch import Tensor
 
 from config import CODEC, PHONEMIZER, PRESETS, READ_ERRORS, SILENCE, SONG_ERRORS, STYLES, WEIGHTS, CodecConfig
-from config import SampleConfig, UserError, one_of, within
+from config import SampleConfig, UserError
 from lyrics import formats
-from lyrics.align import LISTENERS, SEPARATOR, AlignSettings, align, silent
+from lyrics.align import align, silent
 from lyrics.check import pronounce
-from lyrics.pronounce import ReadSettings, reader
+from lyrics.models import LISTENERS, SEPARATOR, AlignSettings
+from lyrics.pronounce import reader
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from style import READERS, Crop, encoder_of, named_styles, read_clip, read_vector, style_vector
 from support import audio
-from support.cli import parse, run
 from support.files import describe, find, make_folder, reading, replacing, write_json, write_text
 from support.hub import ASSETS, choose_codec, encoder_folders, fetch, own_file, sha256
 from support.processes import Processes
 from tools.shards import BEYOND_S
 from vae import make_codec
 
-SHORTEST_S = 1.0
 SUNG_RMS = 0.055               # of a sung codec's words, as baby/songs.py makes them
 QUIETEST_RMS = 1e-4            # of words that can be heard: -80 dB
 LYRICS = {kind.extension.lower() for kind in formats.KINDS.values()} | formats.ENDINGS.keys()
@@ -54,44 +58,6 @@ FILTER = {"lowpass_filter_width": 64, "rolloff": 0.9475937167399596, "beta": 14.
           "resampling_method": "sinc_interp_kaiser"}
 SHARD = re.compile(r"songs-(\d{6,})\.(tar|jsonl)")
 LEFTOVER = re.compile(r"\.\w[\w-]*\.(tar|jsonl?|pt|safetensors)\.\d+")       # of `replacing`, when killed
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PrepareConfig(ReadSettings):
-    """Make shards of recordings and their lyrics: NAME.mp3 beside NAME.lrc (or another format of lyrics)."""
-    # songs
-    songs: Path = Path("recordings")            # folder of recordings (.wav, .flac, .ogg, .mp3) and lyrics;
-                                                #   its subfolders count, too
-    out: Path = Path("shards")                  # folder for shards, list of songs, silence and report;
-                                                #   finished shards are kept
-    # model
-    preset: str = one_of("baby", PRESETS)       # the model to train: a name in config.PRESETS
-    phonemizer: Path | None = None              # a DeepPhonemizer checkpoint; default: the model's own
-    vae: str | None = None                      # encoder: diffrhythm, stable-audio, or a local file;
-                                                #   default: diffrhythm, if the model needs one
-    # style
-    style: tuple[str, ...] | None = None        # style of all songs without a NAME.style.npy (.pt,
-                                                #   .safetensors) of their own: one that the model names, or
-                                                #   a saved vector; default: the style of the recording, if
-                                                #   the model has a style encoder
-    styles: Path | None = None                  # file of the styles that the model names; default: the
-                                                #   model's own
-    style_windows: int = within(4, 1)           # parts of a recording whose styles are kept, spread over its
-                                                #   length
-    num_style_secs: float = within(30.0, 0.1)   # seconds of each part
-    style_encoder: Path | None = None           # folder of MuQ-MuLan-large, MuQ-large-msd-iter and
-                                                #   xlm-roberta-base; default: the hub's
-    # alignment
-    model: str = one_of("mms", LISTENERS)       # aligner for lyrics without word times: mms or wav2vec2
-    separate: bool = True                       # separate the voice from the mix before aligning
-    # shards
-    longest: float = within(600.0, SHORTEST_S)  # seconds; longer recordings are rejected
-    dtype: str = one_of("float32", ("float32", "float16"))   # of the latents: float32, as published, or
-                                                #   float16, half the size
-    songs_per_shard: int = within(100, 1)       # songs in each shard
-    max_rejected: float = within(1.0, 0, 1)     # share of rejected songs above which the exit code is 1
-    device: str = "auto"                        # auto (CUDA, then MPS, then CPU), or a torch device
-    offline: bool = False                       # download nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +108,8 @@ def fitted(wave: Tensor, rate_hz: int, codec: CodecConfig, path: Path) -> Tensor
         wave = wave.mean(0, keepdim=True)
     elif len(wave) not in (1, codec.wave_channels):
         raise UserError(f"{path}: has {len(wave)} channels; expected 1 or {codec.wave_channels}")
+    import torchaudio.functional as AF
+
     return AF.resample(wave.expand(codec.wave_channels, -1), rate_hz, codec.sample_rate_hz, **FILTER)
 
 

@@ -3,7 +3,7 @@
     python -m tools.shards inspect shards/songs-000000.tar --draw pictures
     python -m tools.shards validate shards
 
-Read `read_songs`, then `inspect` and `validate`.
+Read `read_songs`, then `inspect` and `validate`. What takes seconds to import is imported inside them.
 """
 
 import collections
@@ -14,18 +14,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from config import PHONEMIZER, PRESETS, READ_ERRORS, Preset, Settings, UserError, one_of, within
-from data import read_song
 from lyrics.check import OVERLAP_S
 from lyrics.pronounce import SOUNDLESS
 from phonemes import SymbolTable, load_phonemizer
-from songs import picture
 from support.cli import command, run
 from support.files import make_folder
-from support.hub import fetch, own_file
 from support.tars import describe_fault, expand, read_tar
 
 BEYOND_S = 0.5                 # by which words may outlast their recording
@@ -53,6 +47,8 @@ class ValidateConfig(Settings):
 
 def read_songs(shards: str, preset: Preset) -> Iterator[tuple[str, str, dict[str, bytes], tuple | None, str]]:
     """Place, key and files of each song, and what data.read_song makes of them, or why it cannot."""
+    from data import read_song
+
     for source in expand((shards,), pipe=False):
         for key, files, faults in read_tar(source):
             where, song = f"{source}: song {key}", None
@@ -65,6 +61,10 @@ def read_songs(shards: str, preset: Preset) -> Iterator[tuple[str, str, dict[str
 
 def inspect(cfg: InspectConfig) -> None:
     """List the songs of a shard, and their totals; exits with code 1 if a song is corrupt."""
+    import torch
+
+    from songs.picture import draw_latents
+
     preset, totals = PRESETS[cfg.preset], collections.Counter()
     frame_hz = preset.codec.sample_rate_hz / preset.codec.hop
     if cfg.draw:
@@ -90,29 +90,18 @@ def inspect(cfg: InspectConfig) -> None:
             f"{mean.std():.3f}, posterior std {std.mean():.3f}; style {tuple(style.shape)}, norm {norms}; "
             f"{len(words)} words: {'; '.join(listed)}"))
         if cfg.draw:
-            draw(cfg.draw / f"{key.replace('/', '_')}.png", mean, frame_hz,
-                 [(text, start, end) for text, (start, end, _) in zip(texts, words)])
+            draw_latents(cfg.draw / f"{key.replace('/', '_')}.png", mean, frame_hz,
+                         [(text, start, end) for text, (start, end, _) in zip(texts, words)])
     print(f"{cfg.shard}: {totals['songs']} songs, {totals['frames'] / frame_hz:.1f} s, {totals['words']} "
           f"words; {totals['broken']} broken")
     if totals["broken"]:
         sys.exit(1)
 
 
-def draw(path: Path, latents: Tensor, frame_hz: float, words: list[tuple[str, float, float]]) -> None:
-    """Draw latents (C, frames) over time as a PNG, low ones dark, with words (text, start, end) above."""
-    levels = (latents - latents.mean()) / (6 * latents.std() + 1e-9) + 0.5
-    channels = torch.arange(picture.HEIGHT) * len(levels) // picture.HEIGHT
-    length_s = latents.shape[1] / frame_hz
-
-    def nearest(per_s: float) -> Tensor:                     # (C, frames) -> (HEIGHT, columns), not smoothed
-        frames = (torch.arange(round(length_s * per_s)) * frame_hz / per_s).long()
-        return levels[channels[:, None], frames.clamp_max(latents.shape[1] - 1)]
-
-    picture.draw(path, length_s, nearest, sorted(words, key=lambda word: word[1]))
-
-
 def validate(cfg: ValidateConfig) -> None:
     """Print a line for each problem in shards, and notes; exits with code 1 if there are problems."""
+    from support.hub import fetch, own_file
+
     preset, first_of, counts = PRESETS[cfg.preset], {}, collections.Counter()
     phonemizer = own_file(cfg.phonemizer, cfg.preset, PHONEMIZER) or fetch("phonemizer")
     known = SymbolTable(load_phonemizer(phonemizer).symbols).ids.keys() | SOUNDLESS
