@@ -201,6 +201,8 @@ class SingSettings(Settings):
     device: str = "auto"                        # auto (CUDA, then MPS, then CPU), or a torch device
     dtype: str = one_of("auto", ("auto", *DTYPES))           # of the network: float32, as published, bfloat16
                                                 #   or float16; auto: bfloat16 where the device computes in it
+    threads: int | None = within(None, 1)       # of the CPU; default: all, but of a manifest's songs
+                                                #   OMP_NUM_THREADS, or 1
     compile: bool = False                       # torch.compile the network's blocks: a minute at the start,
                                                 #   faster steps for songs of any length
     # choosing
@@ -230,6 +232,8 @@ class SampleConfig(SingSettings):
                                                 #   default: the song's start
     to: float | None = None                     # the second where the part ends; default: the song's end
     out: Path = Path("song.wav")                # the song: .wav, .flac, .ogg or .mp3
+    overwrite: bool = False                     # replace files that are not of an earlier song, and inputs
+    force: bool = False                         # sing --config ACCOUNT though the model's files have changed
     page: bool = True                           # also write NAME.html, a page that plays the song, and
                                                 #   NAME.png, its spectrogram
     # choosing

@@ -20,10 +20,9 @@ import os
 import shutil
 import sys
 import time
-from pathlib import Path
 
 from config import FAST, GUIDANCE_WEIGHTS, Guidance, Preset, SampleConfig, UserError
-from support.cli import first, parse, run, weighted
+from support.cli import first, parse, run
 
 if __name__ == "__main__":
     first(lambda: parse(SampleConfig, __doc__))
@@ -33,15 +32,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import windows
-from lyrics import formats
 from lyrics.check import pronounce
-from lyrics.plan import TAIL_S, PlanSettings, plan
+from lyrics.plan import TAIL_S, PlanSettings, hundredths, plan
 from lyrics.pronounce import reader
-from lyrics.timing import Lyrics, Word
+from lyrics.timing import Lyrics
 from model import load_model
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from sampler import sample_windows, time_grid
-from songs.files import check_output, check_plan, outputs_of
+from songs.files import check_account, check_outputs, check_plan, lyrics_in, outputs_of
 from songs.manifest import LONGEST_S, Song
 from songs.takes import between, chooser_of, jobs_of, sing_manifest, sing_takes
 from songs.tunes import noise_of, repeated, repeats
@@ -60,6 +58,7 @@ class Prompt:
     """A song as the network reads it."""
     song: Song                       # with its duration
     lyrics: Lyrics                   # with times and phonemes; of a part, from its own start on
+    whole: Lyrics                    # of a part, those of the whole song
     plan: Lyrics | None              # with the times that they were given here, if they had none
     windows: list[tuple[int, dict[str, Tensor]]]         # one, or several of a long song; see data.windows
     negative: Tensor                 # (1, E) negative style
@@ -102,7 +101,7 @@ class Prompts:
         cfg, preset, path = self.cfg, self.preset, song.lyrics
 
         # Words, and their times: words without get some from the planner.
-        given = formats.read(path).sung()
+        given, again = lyrics_in(path, (cfg.from_, cfg.to) != (None, None))
         if not given.words and song.duration_s is None:
             raise UserError(f"{path}: has no words; say how long the song is with --duration")
         timed = given
@@ -140,23 +139,16 @@ class Prompts:
         part = begin // preset.codec.hop, frames_of(end_s, preset)
         words = [(w.start, w.end, w.phoneme, [*map(dataclasses.astuple, w.phones)]) for w in lyrics.words]
         found = windows(words, style, frames_of(duration_s, preset), part, preset, self.table)
-        again = repeats(lyrics, self.frame_hz) if preset.repeats else []
-        if (begin_s, end_s) != (0, duration_s):
-            lyrics = between(lyrics, begin_s, end_s)
-        return Prompt(dataclasses.replace(song, duration_s=duration_s), lyrics,
+        if again is None:
+            again = repeats(lyrics, self.frame_hz) if preset.repeats else []
+        sung = lyrics if (begin_s, end_s) == (0, duration_s) else between(lyrics, begin_s, end_s)
+        return Prompt(dataclasses.replace(song, duration_s=duration_s), sung, lyrics,
                       None if given.timed else timed, found, self.negative, begin, end_s - begin_s, again)
 
 
 def frames_of(duration_s: float, preset: Preset) -> int:
     """Latent frames of a song, without padding."""
     return math.ceil(duration_s * preset.codec.sample_rate_hz / preset.codec.hop)
-
-
-def hundredths(word: Word) -> Word:
-    """A word at times that a plan's file can hold, so that the file sings the same song."""
-    start, end = round(word.start, 2), round(word.end, 2)
-    return word if (start, end) == (word.start, word.end) else dataclasses.replace(
-        word, start=start, end=end, phones=(), syllables=())
 
 
 class Model:
@@ -219,17 +211,17 @@ def main(argv: list[str] | None = None) -> None:
 
     # What is asked for, and where it goes: a mistake is found before any work is done.
     song = Song("", find(cfg.lyrics), cfg.style or (), cfg.style_text or (), cfg.duration, cfg.seed)
-    inputs = [song.lyrics, Path(cfg.negative_style or ""), Path(cfg.lexicon or ""),
-              *(Path(weighted(name, os.path.isfile)[0]) for name in song.styles)]
-    for outputs in dict.fromkeys([*outputs_of(song, cfg), *outputs_of(song, cfg, cfg.best_of)]):
-        check_output(outputs, inputs)
+    check_outputs(song, cfg)
     device, files = pick_device(cfg.device), locate(cfg)
     cfg = resolve(cfg, files.preset, device)
+    torch.set_num_threads(cfg.threads)
     if not song.styles and not song.texts and not cfg.ignore_style:
         song = dataclasses.replace(song, styles=default_style(files.styles))
     scorer = chooser_of(cfg, device) if cfg.best_of > 1 else None
 
     # Words, times, phonemes, style. The style encoder is gone before the network comes.
+    jobs = jobs_of(song, files, cfg)
+    check_account(song, jobs[0][0], cfg.force)
     prompt = Prompts(files, cfg, device).make(song)
     gc.collect()
     for outputs in outputs_of(song, cfg):
@@ -241,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"seed {cfg.seed}, style {names}, {len(prompt.lyrics.words)} words in {prompt.duration_s:.2f} s, "
           f"on {device}")
     load_s = time.perf_counter() - began
-    for request, outputs, stages in sing_takes(model, prompt, jobs_of(song, files, cfg), cfg, scorer):
+    for request, outputs, stages in sing_takes(model, prompt, jobs, cfg, scorer):
         if scorer:
             print(f"the best of {cfg.best_of}: seed {request['seed']}")
         else:
@@ -303,6 +295,7 @@ def resolve(cfg: SampleConfig, preset: Preset, device: torch.device) -> SampleCo
         cfg, **{name: given(getattr(cfg, name), value) for name, value in sampler.items()}, fast=False,
         guidance=mode, guidance_weights=weights or None, guidance_range=bounds,
         frames=given(cfg.frames, "song" if preset.trim else "window"), dtype=pick_dtype(cfg.dtype, device),
+        threads=given(cfg.threads, torch.get_num_threads()),
         negative_style=given(cfg.negative_style, preset.negative_style),
         recogniser=given(cfg.recogniser, "ear" if preset.codec.kind == "sung" else "wav2vec2"))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from config import EvaluateConfig, Preset, SingSettings, UserError
 from support import audio
 from support.cli import weighted
-from support.files import reading
+from support.files import read_json, reading
 from support.hub import encoder_folders
 from support.mulan import RATE_HZ, build_mulan, load_mulan, load_tokenizer, same_randomness
 
@@ -39,7 +39,8 @@ def only(tensors: dict[str, Tensor]) -> Tensor:
 # A memory-mapped array cannot claim more than its file holds; pickles are refused.
 READERS = {".npy": lambda path: torch.from_numpy(np.array(np.load(path, mmap_mode="r", allow_pickle=False))),
            ".pt": lambda path: torch.load(path, map_location="cpu", weights_only=True),
-           ".safetensors": lambda path: only(load_file(path))}
+           ".safetensors": lambda path: only(load_file(path)),
+           ".json": lambda path: torch.tensor(read_json(path)["style"])}         # a song's account
 
 
 @dataclass(frozen=True)

@@ -298,3 +298,10 @@ def plan(lyrics: Lyrics, phonemizer: Callable[[str], str], settings: PlanSetting
         raise UserError(f"the last word ends at {clock:.2f} s; expected a duration of that or more, "
                         f"not {end_s:.2f} s")
     return dataclasses.replace(lyrics, lines=tuple(lines))
+
+
+def hundredths(word: Word) -> Word:
+    """A word at times that a plan's file can hold, so that the file sings the same song."""
+    start, end = round(word.start, 2), round(word.end, 2)
+    return word if (start, end) == (word.start, word.end) else dataclasses.replace(
+        word, start=start, end=end, phones=(), syllables=())

@@ -23,13 +23,14 @@ from songs.picture import picture
 from songs.tags import tag
 from support.audio import FORMATS, READABLE, write_wave
 from support.cli import weighted
-from support.files import read_json, read_text, replacing
+from support.files import read_json, read_text, replacing, write_text
 from support.hub import ASSETS, ModelFiles, encoder_folders, sha256
 
 LONGEST_NAME = 240             # bytes; file systems allow 255, temporary names take some
 # Settings that change a song, besides seed, duration, style and preset.
 SINGING = ("bpm", "steps", "sway", "solver", "frames", "guidance", "guidance_weights", "guidance_range",
            "ignore_style", "dtype", "compile")
+MODEL_FILES = ("weights", "codec", "phonemizer")
 CROPPING = ("num_style_secs", "style_start", "random_crop_style")
 
 
@@ -46,17 +47,46 @@ class Outputs(NamedTuple):
 
     def recorded(self, key: str) -> Any:
         """An entry of the account; None if there is no account, or it is not one of ours."""
-        with contextlib.suppress(UserError, AttributeError):
-            return read_json(self.account).get(key)
+        return (account_in(self.account) or {}).get(key)
+
+    def files(self, with_page: bool) -> list[Path]:
+        """What is written beside the account and the plan."""
+        pages = [self.page, self.picture] if with_page else []
+        return [path for path in (self.song, self.original, self.latents, *pages) if path]
+
+    def owned(self) -> set[Path]:
+        """The files that the account says are its song's; of accounts from before they said it, all."""
+        if not self.recorded("request"):
+            return set()
+        names = self.recorded("files") or [path.name for path in self.files(True)]
+        return {self.account, *(path for path in self.files(True) if path.name in names)}
 
     def made(self, request: dict, with_page: bool) -> bool:
         """Whether all files exist and were made from exactly this request."""
-        pages = [self.page, self.picture] if with_page else []
-        files = [path for path in (self.song, self.original, self.latents, *pages) if path]
-        before = self.recorded("request")
+        before, files = self.recorded("request"), self.files(with_page)
+        if self.recorded("unfinished"):
+            return False
         with contextlib.suppress(LookupError, TypeError, AttributeError):
             before["preset"] = used(before["preset"] | {"codec": used(before["preset"]["codec"])})
         return all(path.is_file() for path in files) and before == json.loads(json.dumps(request))
+
+
+def account_in(path: Path) -> dict | None:
+    """The account that a file is; None for any other file, or none."""
+    with contextlib.suppress(UserError):
+        found = read_json(path) if path.suffix == ".json" else None
+        return found if isinstance(found, dict) and found.keys() >= {"settings", "request"} else None
+
+
+def lyrics_in(path: Path, part: bool) -> tuple[Lyrics, list | None]:
+    """The lyrics in a file and, of an account, which lines take the tune of which (see songs/tunes.py).
+
+    The account of a part has the words of the part and, where a part is asked for, those of the whole song.
+    """
+    account = account_in(path) or {}
+    if part and "whole" in account:
+        return formats.parse(json.dumps(account["whole"]), "jam", str(path)).sung(), account.get("repeats")
+    return formats.read(path).sung(), None if "whole" in account else account.get("repeats")
 
 
 def used(config: dict) -> dict:
@@ -98,15 +128,54 @@ def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig) -
                                  negative_style="")
     preset = used(dataclasses.asdict(preset) | {"codec": used(dataclasses.asdict(preset.codec))})
     part = {} if (cfg.from_, cfg.to) == (None, None) else {"part": [cfg.from_, cfg.to]}
-    return {"seed": song.seed + variant, "duration": song.duration_s, **part,
-            "style": [[content(name), weight] for name, weight in styles], "style_text": song.texts,
-            "negative_style": content(cfg.negative_style),
-            **{name: getattr(cfg, name) for name in settings}, "preset": preset,
-            "sha256": {part: sha256(path) for part, path in parts.items() if path}}
+    request = {"seed": song.seed + variant, "duration": song.duration_s, **part,
+               "style": [[content(name), weight] for name, weight in styles], "style_text": song.texts,
+               "negative_style": content(cfg.negative_style),
+               **{name: getattr(cfg, name) for name in settings}, "preset": preset,
+               "sha256": {part: sha256(path) for part, path in parts.items() if path}}
+    before = (remade(song) or {}).get("request")
+    return before if before and alike(before, request) else request
 
 
-def check_output(outputs: Outputs, inputs: list[Path]) -> None:
-    """Raise UserError, before any work is done, if a song cannot be written, or would overwrite an input."""
+def remade(song: Song) -> dict | None:
+    """The account that a song takes its words and its style from, as --config ACCOUNT asks for."""
+    return account_in(song.lyrics) if song.styles == (str(song.lyrics),) and not song.texts else None
+
+
+def alike(before: dict, request: dict) -> bool:
+    """Whether a request that takes words and style from the account of another is the same for the rest."""
+    request = json.loads(json.dumps(request))
+    rest = request.keys() - {"style", "style_text", "ignore_style", "sha256"}
+    return all(before.get(key) == request[key] for key in rest) and not changed(before, request)
+
+
+def changed(before: dict, request: dict) -> list[str]:
+    """Which files of the model are not those of an earlier request."""
+    return [part for part in MODEL_FILES if before["sha256"].get(part) != request["sha256"].get(part)]
+
+
+def check_account(song: Song, request: dict, force: bool) -> None:
+    """Raise UserError if a song is to be sung again by another model, unless that is forced."""
+    other = changed(remade(song)["request"], request) if remade(song) and not force else []
+    if other:
+        raise UserError(f"--config {song.lyrics}: was sung with other {' and '.join(other)} than this model "
+                        "has; --force true sings its words with these")
+
+
+def check_outputs(song: Song, cfg: SampleConfig) -> None:
+    """`check_output` of the files of a song, its variants and its takes."""
+    paths = [song.lyrics, cfg.manifest, cfg.negative_style, cfg.lexicon,
+             *(weighted(name, os.path.isfile)[0] for name in song.styles)]
+    for outputs in dict.fromkeys([*outputs_of(song, cfg), *outputs_of(song, cfg, cfg.best_of)]):
+        check_output(outputs, [Path(path) for path in paths if path], cfg)
+
+
+def check_output(outputs: Outputs, inputs: list[Path], cfg: SampleConfig) -> None:
+    """Raise UserError, before any work is done, if a song cannot be written, or something would be lost.
+
+    That is an input, or a file that no account there names: it is not of an earlier song. A plan has a check
+    of its own.
+    """
     where = f"--out {outputs.song}"
     if outputs.song.suffix.lower() not in FORMATS:
         raise UserError(f"{where}: unknown ending; expected {', '.join(FORMATS)}")
@@ -114,12 +183,16 @@ def check_output(outputs: Outputs, inputs: list[Path]) -> None:
         raise UserError(f"{where}: a name of more than {LONGEST_NAME - len('.json')} bytes")
     if not outputs.song.parent.is_dir():
         raise UserError(f"{where}: there is no folder {outputs.song.parent}")
-    for file in (outputs.song, outputs.account, outputs.page, outputs.picture, outputs.plan):
+    for file in (*outputs.files(cfg.page), outputs.account, outputs.plan):
         if file.is_dir():
             raise UserError(f"{where}: {file} is a folder")
-        for used in inputs if file != outputs.plan else ():      # a plan may be the lyrics
+        free = cfg.overwrite or file == outputs.plan         # which may be the lyrics
+        for used in inputs if not free else ():
             if file.exists() and os.path.exists(used) and file.samefile(used):
-                raise UserError(f"{where}: would overwrite {used}")
+                raise UserError(f"{where}: would overwrite {used}; --overwrite true allows it")
+        if os.path.lexists(file) and file not in outputs.owned() and not free:
+            raise UserError(f"{where}: would overwrite {file}, which is not of a song here; --overwrite true "
+                            "allows it")
         if not os.access(file.parent, os.W_OK) or file.exists() and not os.access(file, os.W_OK):
             raise UserError(f"{where}: no permission to write")
 
@@ -143,15 +216,22 @@ def account_of(prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mor
     settings = dataclasses.replace(
         cfg, lyrics=song.lyrics, style=song.styles or None, style_text=song.texts or None,
         duration=song.duration_s, seed=request["seed"], out=outputs.song, batch_infer_num=1, best_of=1,
-        manifest=None, out_dir=None, format=None, use_prompt_style=False)
-    lyrics = dataclasses.replace(prompt.lyrics, title=prompt.title)
-    plain = lyrics.changed(lambda word: dataclasses.replace(word, phoneme=None))         # easier to read
-    return json.dumps(json.loads(formats.write(plain, "jam")) | {
-        "word": [formats.json.word_json(word) for word in lyrics.words],
-        "id": song.id, "request": request, "settings": dataclasses.asdict(settings),
+        manifest=None, out_dir=None, format=None, use_prompt_style=False, overwrite=False, force=False)
+    files = {path.name for path in (*outputs.files(cfg.page), *outputs.owned())}
+    whole = {"whole": content_of(prompt.whole, prompt.title)} if prompt.whole is not prompt.lyrics else {}
+    return json.dumps(content_of(prompt.lyrics, prompt.title) | {
+        "id": song.id, "request": request, "settings": dataclasses.asdict(settings), **whole,
+        "repeats": prompt.repeats, "files": sorted(files),
         "style": prompt.windows[0][1]["style"][0].tolist(),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, **more,
     }, default=str, ensure_ascii=False, indent=1)
+
+
+def content_of(lyrics: Lyrics, title: str) -> dict:
+    """Lyrics as JSON, with the phonemes of each word."""
+    plain = lyrics.changed(lambda word: dataclasses.replace(word, phoneme=None))         # easier to read
+    return json.loads(formats.write(dataclasses.replace(plain, title=title), "jam")) | {
+        "word": [formats.json.word_json(word) for word in lyrics.words]}
 
 
 def write(take, prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **more: object) -> None:
@@ -166,7 +246,8 @@ def write(take, prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mo
         account = account_of(prompt, request, cfg, outputs, plan=plan, seconds=seconds, **more)
         at(outputs.account).write_text(account, encoding="utf-8", errors="backslashreplace")
         if outputs.latents:
-            torch.save(take.latents.clone(), at(outputs.latents))
+            with at(outputs.latents).open("wb") as file:     # by its name, the file would contain that
+                torch.save(take.latents.clone(), file)
             write_wave(at(outputs.original), take.wave, rate_hz, outputs.original)
         path, wave = at(outputs.song), take.wave[:, :round(prompt.duration_s * rate_hz)]
         write_wave(path, wave, rate_hz, outputs.song)
@@ -178,4 +259,5 @@ def write(take, prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mo
             picture(at(outputs.picture), wave, rate_hz, prompt.lyrics)
         if plan:
             at(outputs.plan).write_text(plan, encoding="utf-8")
-        outputs.account.unlink(missing_ok=True)              # from here on the old files are replaced
+        # From here on the old files are replaced. If that is cut short, the account says whose they are.
+        write_text(outputs.account, json.dumps(json.loads(account) | {"unfinished": True}))

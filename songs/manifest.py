@@ -139,9 +139,14 @@ class Report:
         if self.processes.main:
             for name in FOLDERS:
                 make_folder(self.folder / name, "--out-dir")
-            for old in [*self.folder.glob("metadata_process*.jsonl"), self.folder / "metadata.json"]:
+        self.processes.hold(self.folder)
+        if self.processes.main:
+            results = [self.folder / name for name in ("metadata.json", "generation_config.json")]
+            if any(path.exists() and path.samefile(cfg.manifest) for path in results):
+                raise UserError(f"--manifest {cfg.manifest}: would be overwritten; move it out of --out-dir")
+            for old in [*self.folder.glob("metadata_process*.jsonl"), results[0]]:
                 old.unlink(missing_ok=True)
-            write_json(self.folder / "generation_config.json", dataclasses.asdict(cfg))
+            write_json(results[1], dataclasses.asdict(cfg))
         self.processes.wait()
 
     def add(self, name: str, status: str, jobs: Sequence[tuple] = (), error: str = "") -> None:
@@ -158,9 +163,10 @@ class Report:
     def merge(self, order: list[str]) -> list[dict]:
         """Wait for all processes; return their songs in the manifest's order, and write metadata.json."""
         self.processes.wait()
-        lines = [line for path in self.folder.glob("metadata_process*.jsonl")
-                 for line in path.read_text(encoding="utf-8").splitlines()]
-        songs = sorted(map(json.loads, lines), key=lambda song: order.index(song["id"]))
+        lines = [line for path in self.folder.glob("metadata_process*.jsonl")        # an id may hold U+2028
+                 for line in path.read_text(encoding="utf-8").split("\n") if line]
+        made = {song["id"]: song for song in map(json.loads, lines)}
+        songs = [made[name] for name in order if name in made]
         if self.processes.main:
             write_json(self.folder / "metadata.json", songs, ensure_ascii=False)
         self.processes.wait()
@@ -180,7 +186,7 @@ def songs_in(folder: Path, manifest: Path | None) -> Iterator[tuple[str, Path, C
             if Path(account.stem).suffix.lower() not in READABLE:
                 continue
             with contextlib.suppress(UserError, TypeError):  # a song with a corrupt account is listed
-                if "candidate_of" in read_json(account):
+                if read_json(account).keys() & {"candidate_of", "unfinished"}:
                     continue
             yield Path(account.stem).stem, account.with_suffix(""), functools.partial(read_json, account)
         return

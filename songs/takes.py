@@ -17,7 +17,7 @@ import torch
 
 from config import SONG_ERRORS, SampleConfig, UserError
 from lyrics.timing import Lyrics, Part, Word
-from songs.files import Outputs, check_plan, outputs_of, request_of, write
+from songs.files import Outputs, check_outputs, check_plan, outputs_of, request_of, write
 from songs.manifest import Report, Song, read_manifest, song_of
 from support.files import describe, read_json
 from support.hub import ModelFiles, locate
@@ -128,6 +128,7 @@ def sing_manifest(cfg: SampleConfig, processes: Processes, stages: tuple, first:
     make_prompts, load_model, resolve = stages
     files, device = processes.one_first(lambda: locate(cfg)), processes.device(cfg.device)
     cfg, report, pending = resolve(cfg, files.preset, device), Report(cfg.out_dir, processes), []
+    torch.set_num_threads(cfg.threads)
     entries = read_manifest(cfg.manifest, cfg.batch_infer_num, cfg.best_of)
     report.begin(cfg)
 
@@ -139,6 +140,7 @@ def sing_manifest(cfg: SampleConfig, processes: Processes, stages: tuple, first:
             jobs = jobs_of(song, files, cfg, first)
             there = finished(song, jobs, cfg)
             if there is None:
+                check_outputs(song, cfg)
                 pending.append((song, jobs))
             elif mine:
                 report.add(name, "finished", there)

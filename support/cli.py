@@ -158,7 +158,9 @@ def read_config(source: str, settings: dict[str, Setting], recipes: Mapping[str,
         if '"kind": "mel"' in json.dumps(values["request"]):
             raise UserError(f"{path}: the embedded model that sang this, through Griffin-Lim, is gone; "
                             f"today's sings its words in another voice: --lyrics {path}")
-        values = BEFORE | {name: value for name, value in values["settings"].items() if value is not None}
+        # Words, sounds and style are those in the account itself, wherever their files are now.
+        values = BEFORE | {name: value for name, value in values["settings"].items() if value is not None} | {
+            "lyrics": source, "style": [source], "style_text": None, "lexicon": None, "ignore_style": False}
     return typed(values, settings, lambda name: f"{path}: {name}")
 
 

@@ -1,12 +1,17 @@
-"""Text files read with good errors, and files that are written whole or not at all.
+"""Text files read with good errors; files written whole or not at all; folders for one run at a time.
 
-Read `reading` (a broken file becomes one line), `replacing` (a file appears whole), `find`.
+Read `reading` (a broken file becomes one line), `replacing` (a file appears whole), `hold`, `find`.
 """
 
 import codecs
 import contextlib
+import fcntl
+import glob
 import json
 import os
+import socket
+import tempfile
+import time
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +21,8 @@ from safetensors import SafetensorError
 from config import READ_ERRORS, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+LOCK = ".lock"                 # in folders that one run at a time may write to
+HELD: dict[Path, int] = {}     # folders that this process holds, and their locks, open while it lives
 
 
 def one_line(error: object, most: int = 120) -> str:
@@ -90,20 +97,79 @@ def read_yaml(path: Path) -> typing.Any:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` and rename it to `path` on success.
+    """Yield a temporary path beside `path`, an empty file, and rename it to `path` on success.
 
+    Its name cannot be guessed. It is locked: a lock ends with its process, and so tells which temporary files
+    of this path killed runs have left; they are removed.
     Raises: UserError if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = None
     try:
-        yield temporary
-        temporary.chmod(0o644)                               # safetensors writes for its owner alone
-        temporary.replace(path)
+        sweep(path)
+        handle, temporary = locked_beside(path)
+        with open(handle, "rb"):
+            yield temporary
+            temporary.chmod(0o666 & ~umask())                # safetensors writes for its owner alone
+            temporary.replace(path)
     except OSError as e:
         raise UserError(f"{path}: {e.strerror or e}") from None
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            if temporary:
+                temporary.unlink(missing_ok=True)
+
+
+def locked_beside(path: Path) -> tuple[int, Path]:
+    """A new, empty, locked file beside `path`: its descriptor and its name, .NAME.xxxxxxxx.tmp."""
+    while True:
+        handle, name = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):                             # no `sweep` came before the lock
+            return handle, Path(name)
+        os.close(handle)
+
+
+def sweep(path: Path) -> None:
+    """Remove temporary files of `path` whose processes have ended."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def umask() -> int:
+    """The rights that new files do not get."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def hold(folder: Path, main: bool = True, patience_s: float = 5.0) -> None:
+    """Keep other runs out of a folder until this process ends, however it ends.
+
+    The main process of a run comes first and must be alone; its other processes join it afterwards. Processes
+    of a run whose main process was killed keep the folder, too: they get patience_s to end.
+    Raises: UserError, which says who holds it.
+    """
+    if folder.resolve() in HELD:
+        return
+    with reading(folder):
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    began = time.monotonic()
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, (fcntl.LOCK_EX if main else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            break
+        if time.monotonic() - began > patience_s:
+            holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
+            raise UserError(f"{folder}: another run is at work here: {holder}")
+        time.sleep(0.1)
+    if main:
+        os.truncate(handle, 0)
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, since {when}\n".encode(), 0)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    HELD[folder.resolve()] = handle
 
 
 def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:

@@ -7,13 +7,16 @@ import datetime
 import os
 import resource
 import sys
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from support.files import reading
+from support.files import hold, reading
 
 MOST_HOURS = 365 * 24          # that a collective waits, e.g. while one process works alone
 
@@ -33,6 +36,7 @@ class Processes:
         self.rank, self.world = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
         self.local = int(env.get("LOCAL_RANK", 0))
         if self.world > 1:
+            threading.Thread(target=end_with_parent, args=[os.getppid()], daemon=True).start()
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             timeout = datetime.timedelta(hours=hours)
             # torchrun keeps its store when it restarts the processes: the addresses in it are of dead ones.
@@ -55,6 +59,13 @@ class Processes:
         if device.type == "cpu":
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
         return device
+
+    def hold(self, folder: Path) -> None:
+        """Keep other runs out of a folder until this one ends. Raises: UserError, on the main process."""
+        if self.main:
+            hold(folder)
+        self.wait()
+        hold(folder, main=False)
 
     def wait(self) -> None:
         """Wait until all processes are here. Not by barrier(), which would allocate memory on a GPU."""
@@ -86,6 +97,13 @@ class Processes:
         self.wait()
         if self.world > 1:
             torch.distributed.destroy_process_group()
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when torchrun is gone, even if that was killed: nobody would collect its work."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

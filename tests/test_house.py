@@ -109,7 +109,7 @@ def test_counting():
     path = Path(__file__)
     assert code_lines(ROOT / "lyrics" / "__init__.py") == 0 and 60 < code_lines(path) < 130
     assert code_lines(path) - code_lines(path, imports=False) == 8
-    assert imports(ROOT / "sample.py") >= {"config", "model", "lyrics.formats", "songs.takes"}
+    assert imports(ROOT / "sample.py") >= {"config", "model", "lyrics.plan", "songs.takes"}
 
 
 IMPORT = """

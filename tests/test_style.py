@@ -668,7 +668,7 @@ def test_encoder_of_a_model(standin, encoder):
     cfg = SampleConfig(style_encoder=standin)
     text = mistake(encoder_of, cfg, PRESETS["baby"], "cpu", "--model baby")
     assert text.startswith("--model baby takes no sound and no text as style; expected a style that it names")
-    assert "saved vector (.npy, .pt, .safetensors) of 128 numbers" in text
+    assert "saved vector (.npy, .pt, .safetensors, .json) of 128 numbers" in text
     for preset in (PRESETS["jam-0.5"], None):
         assert torch.equal(encoder_of(cfg, preset, "cpu").text("rock"), encoder.text("rock"))
     cfg = SampleConfig(style_encoder=standin / "gone")

@@ -105,7 +105,7 @@ def test_outputs(jam, inputs, tmp_path, capsys):
     out = tmp_path / "outputs"
     code, metadata = run(jam, inputs, out)
     assert code == 0
-    assert sorted(p.name for p in out.iterdir()) == [
+    assert sorted(p.name for p in out.iterdir() if p.name != ".lock") == [
         "cfm_latents", "generated", "generated_orig", "generation_config.json", "metadata.json",
         "metadata_process0.jsonl"]
     assert [(m["id"], m["status"], m["seeds"], m["songs"]) for m in metadata] == [
@@ -181,8 +181,9 @@ def test_finished_songs_are_skipped(jam, inputs, tmp_path, monkeypatch, capsys):
     assert run(jam, inputs, out, "--page", "true")[0] == 0 and sung[3:] == ["one", "two, too", "drei"]
     assert (out / "generated" / "two, too.html").exists()
     del sung[3:]
-    (out / "generated" / "one.wav.json").write_text("{")              # cut short in the middle of writing
-    assert run(jam, inputs, out)[0] == 0 and sung[3:] == ["one"]
+    (out / "generated" / "one.wav.json").write_text("{")              # nobody's song, as far as one can tell
+    assert run(jam, inputs, out)[0] == 1 and sung[3:] == []
+    assert run(jam, inputs, out, "--overwrite", "true")[0] == 0 and sung[3:] == ["one"]
     assert run(jam, inputs, out, "--steps", "2")[0] == 0 and len(sung) == 7
 
 
