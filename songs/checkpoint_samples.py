@@ -27,6 +27,7 @@ class CheckpointSamples:
     def __init__(self, cfg: TrainConfig, preset: Preset, shards: Shards, silence: Tensor,
                  device: torch.device, decoder: Path):
         self.folder, self.preset, self.device = cfg.out / "samples", preset, device
+        self.bf16 = cfg.bf16 and device.type == "cuda"       # where it is fast; elsewhere exact
         self.codec = make_codec(preset.codec, decoder, device)
         song = next(song for song in range(len(shards)) if not shards[song, 0]["broken"])
         item = shards[song, 0]
@@ -51,5 +52,7 @@ class CheckpointSamples:
         batch = {key: value.to(self.device) for key, value in self.batch.items()}
         noise = torch.randn(batch["latents"].shape, generator=torch.Generator().manual_seed(0))
         negative = torch.zeros(1, self.preset.model.cond_dim, device=self.device)
-        self.write(checkpoint.name, sample(model, batch, noise.to(self.device), time_grid(self.preset.steps),
-                                           self.preset.guidance, negative))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            latents = sample(model, batch, noise.to(self.device), time_grid(self.preset.steps),
+                             self.preset.guidance, negative)
+        self.write(checkpoint.name, latents)
