@@ -356,6 +356,9 @@ RECIPES = {
     "sft": TrainConfig(**_published, gradient_checkpointing=True, out=Path("runs/sft")),
     "dpo": DPOConfig(**_published | {
         "batch": 1, "accumulate": 4, "lr": 5e-7, "warmup": 1000, "steps": 20_000, "save_every": 100,
+        # In float32, as the original: beta, 2000, multiplies a difference of losses which bfloat16, with its
+        # three digits, would drown in its own error.
+        "bf16": False,
         "log_every": 8, "gradient_checkpointing": True, "listen": False, "out": Path("runs/dpo")}),
     "baby-pretrain": TrainConfig(data=DataSettings(bucket=8, workers=1), max_frames=320, lr=1.5e-3,
                                  steps=3200),

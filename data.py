@@ -15,9 +15,7 @@ import io
 import itertools
 import json
 import math
-import os
 import sys
-import tarfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
@@ -29,7 +27,7 @@ from config import READ_ERRORS, DataSettings, Preset, UserError
 from phonemes import CELLS_PER_FRAME, NO_WORD, SymbolTable, phoneme_grid
 from support.stream import Batch, Stream, assign_to_lanes, in_turn, keep_probabilities, keep_probability
 from support.stream import seeded, shuffled
-from support.tars import ENDINGS, TAR_ERRORS, Header, describe_fault, expand, members, missing_part, seekable
+from support.tars import ENDINGS, describe_fault, expand, indexed, missing_part, seekable
 
 LONGEST_S = 500                # duration_abs reaches 1 here
 TAIL_FRAMES = 8                # padding after the longest song of a trimmed batch, at least
@@ -202,7 +200,11 @@ class Shards(Dataset):
         self.keys, numbers, ends, keep = [], array.array("q"), [0], array.array("f")
         kept = keep_probabilities(data)
         for shard, source in enumerate(self.sources):
-            for key, parts in self.index(source).items():
+            if not seekable(source):
+                raise UserError(f"{source}: expected a file, not compressed: its songs are read in any order")
+            found, faults = indexed(source)
+            self.broken += faults
+            for key, parts in found.items():
                 probability, faults = keep_probability(kept, key), missing_part(source, key, parts)
                 if probability and not faults:
                     self.keys.append(key)
@@ -218,22 +220,6 @@ class Shards(Dataset):
         # of each song: its shard, then offset and bytes of its parts
         self.places = torch.tensor(numbers).view(-1, 1 + 2 * len(ENDINGS))
         self.ends, self.keep = torch.tensor(ends), torch.tensor(keep)
-
-    def index(self, source: str) -> dict[str, dict[str, tuple[int, int]]]:
-        """Key -> ending -> (offset, bytes) of a shard's songs."""
-        if not seekable(source):
-            raise UserError(f"{source}: expected a file, not compressed: its songs are read in any order")
-        found = {}
-        try:
-            size = os.path.getsize(source)
-            with tarfile.open(source, "r:", tarinfo=Header) as tar:
-                for key, ending, member in members(tar):
-                    if member.offset_data + member.size > size:
-                        raise tarfile.ReadError(f"cut off: it ends amid {member.name}")
-                    found.setdefault(key, {})[ending] = (member.offset_data, member.size)
-        except TAR_ERRORS as e:
-            self.broken.append(describe_fault(source, e))
-        return found
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -331,13 +317,30 @@ def count_broken(batches: Iterator[Batch], share: float) -> Iterator[Batch]:
         raise UserError(f"no song left{'; ' + next(iter(known)) if known else ''}")
 
 
+def loader(songs: Dataset, data: DataSettings, pin: bool, **how: object) -> Iterator[Batch]:
+    """What a DataLoader yields. It has a generator of its own: it draws from the global one otherwise."""
+    return iter(DataLoader(songs, num_workers=data.workers, worker_init_fn=one_thread, pin_memory=pin,
+                           generator=torch.Generator(), **how))
+
+
+def read_in_order(songs: Dataset, jobs: Iterator[tuple[list, dict]], make_batch: Callable[..., Batch],
+                  data: DataSettings, pin: bool = False) -> Iterator[Batch]:
+    """The batches of jobs that `epochs` yields, each with its place. Args, Raises: as for `load`."""
+    # The loader runs ahead of what it yields; the second copy stays in step, and says where to resume.
+    ahead, in_step = itertools.tee(jobs)
+    made = loader(songs, data, pin, batch_sampler=(some for some, _ in ahead), collate_fn=make_batch)
+    return count_broken((replace(batch, place=place) for batch, (_, place) in zip(made, in_step)),
+                        data.max_broken)
+
+
 def load(data: DataSettings, preset: Preset, table: SymbolTable, silence: Tensor, batch: int, seed: int,
-         share: tuple[int, int] = (0, 1), places: list[dict] | None = None) -> Iterator[Batch]:
+         share: tuple[int, int] = (0, 1), places: list[dict] | None = None,
+         pin: bool = False) -> Iterator[Batch]:
     """Batches for one training process, without end (except from standard input).
 
     Args: silence (C,), which songs are padded with; batch, songs of each; share, the process's rank and how
         many there are; places, the last Batch.place of every rank, to resume from: with the same settings,
-        exactly as if there had been no break.
+        exactly as if there had been no break; pin, whether a GPU is to fetch them (Batch.pin_memory).
     Raises: UserError, also while it is read, if there are no songs or too many broken ones.
     """
     rank, world = share
@@ -347,26 +350,20 @@ def load(data: DataSettings, preset: Preset, table: SymbolTable, silence: Tensor
     if places and ("lanes" in places[0]) == local:
         raise UserError(f"{sources[0]}: the run to resume had {'streams' if local else 'local files'}; "
                         "expected the same in --data.shards")
-    # with a generator of its own: the loader draws from the global one otherwise
-    options = dict(num_workers=data.workers, worker_init_fn=one_thread, generator=torch.Generator())
     if local:
         shards = Shards(data, preset, table)
         for fault in shards.broken if rank == 0 else ():
             print(f"warning: {fault}", file=sys.stderr)
         check_broken(shards.broken, len(shards) + len(shards.broken), data.max_broken)
-        # The loader runs ahead of what it yields; the second copy stays in step, and says where to resume.
-        ahead, in_step = itertools.tee(epochs(functools.partial(shards.order, seed), batch, share, places))
-        loader = iter(DataLoader(shards, batch_sampler=(jobs for jobs, _ in ahead), collate_fn=make_batch,
-                                 **options))
-        return count_broken((replace(made, place=place) for made, (_, place) in zip(loader, in_step)),
-                            data.max_broken)
+        jobs = epochs(functools.partial(shards.order, seed), batch, share, places)
+        return read_in_order(shards, jobs, make_batch, data, pin)
     readers = max(1, data.workers)
     if "-" in sources:
         if readers * world > 1:
             raise UserError("-: one process reads standard input; expected --data.workers 0 or 1 and one "
                             "training process")
-        options["num_workers"] = 0                           # a reading process has another standard input
+        data = replace(data, workers=0)                      # a reading process has another standard input
     lanes = assign_to_lanes(places or [], readers * world)[rank * readers:(rank + 1) * readers]
     stream = Stream(sources, data, seed, batch, lanes,
                     functools.partial(read_item, data=data, preset=preset, table=table), make_batch)
-    return count_broken(in_turn(iter(DataLoader(stream, batch_size=None, **options)), lanes), data.max_broken)
+    return count_broken(in_turn(loader(stream, data, pin, batch_size=None), lanes), data.max_broken)

@@ -13,11 +13,11 @@ with the same weights bit for bit.
 import copy
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from config import AVERAGED, CODEC, CONFIG, PHONEMIZER, PRESETS, READ_ERRORS, RECIPES, SILENCE, STYLES
@@ -31,7 +31,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as sharded
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
@@ -43,7 +43,7 @@ from support import checkpoint, log
 from support.files import find, make_folder, one_line, reading
 from support.hub import fetch, weights_in
 from support.processes import Processes, pick_device
-from support.stream import Batch
+from support.stream import Batch, grouped
 from support.tars import expand
 from vae import silence_of
 
@@ -121,12 +121,19 @@ class Trainer:
         model.gradient_checkpointing = cfg.gradient_checkpointing
         # A model of its own, so that FSDP shards and saves it as it does the model.
         self.ema = copy.deepcopy(model).requires_grad_(False) if cfg.ema else None
+        # A thread writes the checkpoints, beside the steps; what it raises ends the run.
+        self.writer, self.written = ThreadPoolExecutor(1), Future()
+        self.written.set_result(None)
         if cfg.fsdp:
             mesh = torch.distributed.device_mesh.init_device_mesh(device.type, (processes.world,))
+            # Weights are gathered in bfloat16, half the bytes; gradients are summed in float32. Inputs stay:
+            # a song's times, lengths and latents would lose digits.
+            policy = MixedPrecisionPolicy(torch.bfloat16 if cfg.bf16 else None, torch.float32,
+                                          cast_forward_inputs=False)
             modules = [*model.transformer_blocks, self.objective]
             modules += [*self.ema.transformer_blocks, self.ema] if self.ema else []
             for module in modules:
-                fully_shard(module, mesh=mesh)
+                fully_shard(module, mesh=mesh, mp_policy=policy)
         elif processes.world > 1:
             self.objective = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
         if cfg.compile:
@@ -137,11 +144,13 @@ class Trainer:
 
     def compute(self, batch: Batch) -> dict[str, Tensor]:
         """The objective of a batch: "loss" (B,) and what else is logged."""
+        tensors = {k: v.to(self.device, non_blocking=self.device.type == "cuda")
+                   for k, v in batch.tensors.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.bf16):
-            return self.objective({k: v.to(self.device) for k, v in batch.tensors.items()}, batch.seeds)
+            return self.objective(tensors, batch.seeds)
 
     def step(self, batches: list[Batch], measured: bool = False) -> tuple[list[dict], dict[str, Tensor]]:
-        """One optimizer step over this process's batches.
+        """One optimizer step over this process's batches. It never waits for a GPU, unless measured.
 
         Returns: what each batch gave; L2 norms of the gradient and, if measured, of the weights' change.
         """
@@ -160,8 +169,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if measured:
-            moved = sum((local(p.detach()) - old).square().sum().cpu().double()
-                        for p, old in zip(self.parameters, before))
+            moved = sum(torch.stack([(local(p.detach()) - old).square().sum()
+                                     for p, old in zip(self.parameters, before)]).cpu().double())
             norms["update_norm"] = (self.processes.sum(moved) if self.cfg.fsdp else moved).sqrt()
         self.done, self.place = self.done + 1, batches[-1].place
         if self.ema:                             # early on it follows closely, to forget its random start
@@ -173,14 +182,17 @@ class Trainer:
     @torch.no_grad()
     def validate(self, batches: list[tuple[Batch, int]]) -> float:
         """Mean loss over held-out batches, each with how many songs of it count. Their seeds stay."""
-        sums = torch.zeros(2, dtype=torch.float64)
-        for batch, count in batches:
-            sums += torch.tensor([self.compute(batch)["loss"][:count].cpu().double().sum(), count])
-        total, songs = self.processes.sum(sums).tolist()
+        losses = [self.compute(batch)["loss"][:count] for batch, count in batches]
+        sums = [sum(loss.cpu().double().sum() for loss in losses), sum(map(len, losses))]
+        total, songs = self.processes.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
         return total / songs
 
     def save(self, preset: Preset) -> Path:
-        """Write the checkpoint of this step; all processes take part. `resume` is its mirror image."""
+        """Begin to write the checkpoint of this step, beside the steps that follow; all processes take part.
+
+        Returns: its folder, which is there once `written` has a result. `resume` is the mirror image.
+        """
+        self.written.result()                    # of the one before
         cfg, out = self.cfg, checkpoint.folder_of(self.cfg.out, self.done)
         weights, optimizer = sharded.get_state_dict(self.model, self.optimizer, options=WHOLE)
         files = {WEIGHTS: weights}
@@ -189,7 +201,10 @@ class Trainer:
         rng = self.processes.gather(torch.get_rng_state())
         state = {"step": self.done, "places": self.processes.gather(self.place), "origin": self.origin,
                  "config": dataclasses.asdict(cfg)}
-        if self.processes.main:
+        if self.device.type == "cpu" and self.processes.main:        # else these are copies already
+            files, optimizer = copy.deepcopy((files, optimizer))
+
+        def write() -> None:
             with checkpoint.writing(out) as folder:
                 for name, tensors in files.items():
                     save_file({f"transformer.{k}": v.contiguous() for k, v in tensors.items()}, folder / name)
@@ -201,7 +216,8 @@ class Trainer:
                     if (folder_of_assets(cfg) / name).is_file():
                         shutil.copyfile(folder_of_assets(cfg) / name, folder / name)
             checkpoint.finish(cfg.out, out, cfg.keep)
-        self.processes.wait()
+        if self.processes.main:
+            self.written = self.writer.submit(write)
         return out
 
     def resume(self, folder: Path) -> list[dict]:
@@ -245,15 +261,6 @@ def local(tensor: Tensor, whole: bool = False) -> Tensor:
     return tensor.full_tensor() if whole else tensor.to_local()
 
 
-def grouped(stream: Iterator[Batch], size: int) -> Iterator[tuple[list[Batch], bool]]:
-    """The batches of each step, and whether they are the last: standard input ends."""
-    group = list(itertools.islice(stream, size))
-    while len(group) == size:
-        following = list(itertools.islice(stream, size))
-        yield group, len(following) < size
-        group = following
-
-
 def fit(trainer: Trainer, preset: Preset, stream: Iterator[Batch], held_out: list[tuple[Batch, int]],
         samples: CheckpointSamples | None) -> None:
     """Train until cfg.steps, or until the data end."""
@@ -263,26 +270,32 @@ def fit(trainer: Trainer, preset: Preset, stream: Iterator[Batch], held_out: lis
     if trainer.processes.main:
         print(f"{sum(p.numel() for p in trainer.parameters):,} parameters on {world} x {trainer.device.type},"
               f" {world * cfg.accumulate * cfg.batch} songs a step, from step {trainer.done}", flush=True)
-    for batches, last in grouped(stream, cfg.accumulate) if trainer.done < cfg.steps else ():
-        rate, step = rate_at(trainer.done, cfg), trainer.done + 1
-        last = last or step == cfg.steps
-        saving = last or step % cfg.save_every == 0
-        reporting = saving or step % cfg.log_every == 0
-        outputs, norms = trainer.step(batches, reporting)
-        for batch, values in zip(batches, outputs):
-            logged.note(step, values, batch)
-        if reporting:
-            logged.report(step, rate, norms)
-        if held_out and (last or step % cfg.validate_every == 0):
-            logged.write({"step": step, "validation_loss": round(trainer.validate(held_out), 5)})
-        if saving:
-            folder = trainer.save(preset)
-            if samples:
-                samples.sing(folder)
-        if reporting:
-            logged.clear(step)
-        if last:
-            break
+    try:
+        for batches, last in grouped(stream, cfg.accumulate) if trainer.done < cfg.steps else ():
+            rate, step = rate_at(trainer.done, cfg), trainer.done + 1
+            last = last or step == cfg.steps
+            saving = last or step % cfg.save_every == 0
+            reporting = saving or step % cfg.log_every == 0
+            if trainer.written.done():                       # a failed write is told at once
+                trainer.written.result()
+            outputs, norms = trainer.step(batches, reporting)
+            for batch, values in zip(batches, outputs):
+                logged.note(step, values, batch)
+            if reporting:
+                logged.report(step, rate, norms)
+            if held_out and (last or step % cfg.validate_every == 0):
+                logged.write({"step": step, "validation_loss": round(trainer.validate(held_out), 5)})
+            if saving:
+                folder = trainer.save(preset)
+                if samples:
+                    trainer.written.result()
+                    samples.sing(folder)
+            if reporting:
+                logged.clear(step)
+            if last:
+                break
+    finally:                                                 # the last checkpoint, whatever ended the run
+        trainer.written.result()
     logged.close()
     if not trainer.done:
         raise UserError(f"--data.shards {' '.join(cfg.data.shards)}: fewer songs than a step's "
@@ -309,6 +322,8 @@ def begin(cfg: TrainConfig, processes: Processes) -> tuple[torch.device, Preset,
     device = pick_device(cfg.device, processes.local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        # cuDNN tries its convolutions out at each new length, which pays where there are few.
+        torch.backends.cudnn.benchmark = not preset.trim or cfg.max_frames is not None
     make_folder(cfg.out)
     if processes.main:
         checkpoint.sweep(cfg.out)
@@ -396,8 +411,8 @@ def work(cfg: TrainConfig, processes: Processes) -> None:
         except READ_ERRORS as e:
             print(f"checkpoints come without a song: {one_line(e, 200)}", flush=True)
 
-    share = (processes.rank, processes.world)
-    stream = load(cfg.data, preset, table, silence, cfg.batch, cfg.seed, share, places)
+    share, pin = (processes.rank, processes.world), device.type == "cuda"
+    stream = load(cfg.data, preset, table, silence, cfg.batch, cfg.seed, share, places, pin)
     fit(trainer, preset, stream, held_out, samples)
 
 

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import collate, conditions, epochs, words_of
+from data import collate, conditions, epochs, read_in_order, words_of
 from model import DiT, flow_loss
 from phonemes import SymbolTable
 from support.checkpoint import to_resume
@@ -81,8 +81,11 @@ class PreferenceObjective(nn.Module):
         """Returns what train.py logs, each (B,). No condition is dropped."""
         x0, flow_time, _ = song_draws(seeds, batch["latents"])
         frozen = self.frozen[0]
-        reference = (torch.tensor([frozen[seed] for seed in seeds], device=x0.device).unbind(1)
-                     if isinstance(frozen, dict) else frozen_losses(frozen, batch, x0, flow_time))
+        if isinstance(frozen, dict):
+            known = torch.tensor([frozen[seed] for seed in seeds], pin_memory=x0.is_cuda)
+            reference = known.to(x0.device, non_blocking=x0.is_cuda).unbind(1)
+        else:
+            reference = frozen_losses(frozen, batch, x0, flow_time)
         return self.losses(batch, x0, flow_time, reference)
 
     def losses(self, batch: dict[str, Tensor], x0: Tensor, flow_time: Tensor,
@@ -217,15 +220,15 @@ def precomputed(cfg: DPOConfig, model: DiT, sets: list[Pairs], make_batch: Calla
         with reading(path, "cannot be written"), replacing(path) as temporary:
             torch.save({"made_of": digest, "losses": losses}, temporary)
 
-    # Batches whose losses are not known, the held-out ones first; they are read one by one.
+    # Batches whose losses are not known, the held-out ones first.
     state = read_json(found / STATE) if found else {"step": 0, "places": None}
     count = max(0, cfg.steps - state["step"]) * cfg.accumulate
     upcoming = epochs(functools.partial(sets[0].order, cfg.seed), cfg.batch, share, state["places"])
-    batches = itertools.chain(
-        (batch for batch, _ in held_out if not losses.keys() >= set(batch.seeds)),
-        (make_batch([sets[0][job] for job in jobs]) for jobs, _ in itertools.islice(upcoming, count)
-         if not losses.keys() >= {seed for _, seed in jobs}))
-    for batch in batches:
+    jobs = [(some, place) for some, place in itertools.islice(upcoming, count)
+            if not losses.keys() >= {seed for _, seed in some}]
+    batches = (batch for batch, _ in held_out if not losses.keys() >= set(batch.seeds))
+    more = read_in_order(sets[0], iter(jobs), make_batch, cfg.data) if jobs else ()
+    for batch in itertools.chain(batches, more):
         tensors = {k: v.to(device) for k, v in batch.tensors.items()}
         x0, flow_time, _ = song_draws(batch.seeds, tensors["latents"])
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bf16):
@@ -258,8 +261,8 @@ def work(cfg: DPOConfig, processes: Processes) -> None:
     trainer = Trainer(cfg, model, functools.partial(PreferenceObjective, reference=reference, cfg=cfg),
                       processes, device, sha256(initial_weights(cfg)))
     places = trainer.resume(found) if found else None
-    stream = (dataclasses.replace(make_batch([sets[0][job] for job in jobs]), place=place) for jobs, place in
-              epochs(functools.partial(sets[0].order, cfg.seed), cfg.batch, share, places))
+    jobs = epochs(functools.partial(sets[0].order, cfg.seed), cfg.batch, share, places)
+    stream = read_in_order(sets[0], jobs, make_batch, cfg.data, device.type == "cuda")
     fit(trainer, preset, stream, held_out, None)
 
 

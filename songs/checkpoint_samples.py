@@ -28,6 +28,7 @@ class CheckpointSamples:
     def __init__(self, cfg: TrainConfig, preset: Preset, shards: Shards, silence: Tensor,
                  device: torch.device, decoder: Path):
         self.folder, self.preset, self.device = cfg.out / "samples", preset, device
+        self.bf16 = cfg.bf16 and device.type == "cuda"       # where it is fast; elsewhere exact
         self.codec = make_codec(preset.codec, decoder, device)
         song = next(song for song in range(len(shards)) if not shards[song, 0]["broken"])
         item = shards[song, 0]
@@ -52,6 +53,7 @@ class CheckpointSamples:
         batch = {key: value.to(self.device) for key, value in self.batch.items()}
         noise = torch.randn(batch["latents"].shape, generator=torch.Generator().manual_seed(0))
         preset, negative = self.preset, torch.zeros(1, self.preset.model.cond_dim, device=self.device)
-        self.write(checkpoint.name, sample(model, batch, noise.to(self.device),
-                                           time_grid(preset.steps, preset.sway), preset.guidance, negative,
-                                           preset.solver))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            latents = sample(model, batch, noise.to(self.device), time_grid(preset.steps, preset.sway),
+                             preset.guidance, negative, preset.solver)
+        self.write(checkpoint.name, latents)

@@ -1,7 +1,8 @@
 """What a training run reports: an aligned line, a JSON row in log.jsonl, curves for TensorBoard and wandb.
 
 Read `RunLog.note` (what a batch gave), then `RunLog.report`: means over the steps since the last report and
-over all processes. A loss or gradient that is not finite ends the run, and its songs are written down.
+over all processes. Only it waits for a GPU. A loss or gradient that is not finite ends the run, at the next
+report, which each checkpoint has before it; the songs are written down.
 """
 
 import dataclasses
@@ -78,7 +79,8 @@ class RunLog:
         values = {k: torch.cat([outputs[k] for _, outputs, _ in self.noted]).cpu() for k in self.noted[0][1]}
         bins = (values.pop("flow_time") * TIME_BINS).long()
         loss, extras = values.pop("loss"), sorted(values)
-        bad = [number for number, outputs, _ in self.noted if not outputs["loss"].mean() <= self.cfg.max_loss]
+        steps = zip(self.noted, loss.split([len(ids) for *_, ids in self.noted]))
+        bad = [number for (number, *_), part in steps if not part.mean() <= self.cfg.max_loss]
         sums = [len(loss), loss.sum(), len(bad), self.work, self.broken,
                 *((bins == i).sum() for i in range(TIME_BINS)),
                 *(loss[bins == i].sum() for i in range(TIME_BINS)), *(values[k].sum() for k in extras)]

@@ -33,6 +33,10 @@ class Batch:
     broken: list[str]              # songs skipped and not yet reported: "SHARD: song KEY: reason"
     place: dict                    # JSON: where this process's reading goes on after this batch
 
+    def pin_memory(self) -> "Batch":
+        """A copy that a GPU fetches while it and the process go on; torch's loader calls this."""
+        return replace(self, tensors={name: tensor.pin_memory() for name, tensor in self.tensors.items()})
+
 
 def keep_probabilities(data: DataSettings) -> dict[str, float] | None:
     """The probability with which an epoch has each song of --data.ids; None: every epoch has all songs.
@@ -204,3 +208,12 @@ def in_turn(batches: Iterator[Batch], lanes: list[dict]) -> Iterator[Batch]:
     for batch in batches:
         lanes = [*lanes[1:], batch.place]
         yield replace(batch, place={"lanes": lanes})
+
+
+def grouped(stream: Iterator[Batch], size: int) -> Iterator[tuple[list[Batch], bool]]:
+    """The batches of each step, and whether they are the last: standard input ends."""
+    group = list(itertools.islice(stream, size))
+    while len(group) == size:
+        following = list(itertools.islice(stream, size))
+        yield group, len(following) < size
+        group = following

@@ -1,13 +1,15 @@
 """Tars of songs, in the WebDataset form: where they are, and the songs in them.
 
-Read `expand` (patterns to sources), `read_tar` (a source's songs, front to back), then `opened` (files,
-http(s) addresses, commands, standard input). A song is KEY.latent.pt, KEY.style.pt and KEY.json in a row.
-A corrupt tar, or a song that lacks a part, is reported in one line and does not end the reading.
+Read `expand` (patterns to sources), `indexed` (where a file's songs lie), `read_tar` (a source's songs, front
+to back), then `opened` (files, http(s) addresses, commands, standard input). A song is KEY.latent.pt,
+KEY.style.pt and KEY.json in a row. A corrupt tar, or a song that lacks a part, is reported in one line and
+does not end the reading.
 """
 
 import contextlib
 import glob
 import http.client
+import json
 import os
 import re
 import subprocess
@@ -15,11 +17,13 @@ import sys
 import tarfile
 import time
 import urllib.request
+import zlib
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from config import READ_ERRORS, UserError
-from support.files import one_line
+from support.files import one_line, write_text
 
 ENDINGS = ("latent.pt", "style.pt", "json")
 RETRY_S = (1, 4)               # seconds before an address is tried again
@@ -107,6 +111,36 @@ def expand(shards: tuple[str, ...], pipe: bool) -> list[str]:
     if not sources:
         raise UserError(f"{' '.join(shards) or 'no shards'}: expected some in --data.shards")
     return sources
+
+
+# In any order
+
+def indexed(source: str) -> tuple[dict[str, dict[str, tuple[int, int]]], list[str]]:
+    """Key -> ending -> (offset, bytes) of a file's songs; and its fault, if it is corrupt.
+
+    What a whole file holds is written beside it, to .NAME.index, and read there as long as the file has the
+    same size and time of change. A corrupt index is made anew; a folder that cannot be written to silently
+    goes without.
+    """
+    found, index = {}, Path(source).with_name(f".{Path(source).name}.index")
+    try:
+        about = os.stat(source)
+        made_of = [about.st_size, about.st_mtime_ns]
+        with contextlib.suppress(*READ_ERRORS):
+            head, text = index.read_text().split("\n")
+            if json.loads(head) == [*made_of, zlib.crc32(text.encode())]:
+                return json.loads(text), []
+        with tarfile.open(source, "r:", tarinfo=Header) as tar:
+            for key, ending, member in members(tar):
+                if member.offset_data + member.size > about.st_size:
+                    raise tarfile.ReadError(f"cut off: it ends amid {member.name}")
+                found.setdefault(key, {})[ending] = (member.offset_data, member.size)
+    except TAR_ERRORS as e:
+        return found, [describe_fault(source, e)]
+    text = json.dumps(found)
+    with contextlib.suppress(UserError):
+        write_text(index, f"{json.dumps([*made_of, zlib.crc32(text.encode())])}\n{text}")
+    return found, []
 
 
 # Front to back

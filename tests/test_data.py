@@ -540,6 +540,65 @@ def test_replacement(paths):
     assert len(set(streamed)) == 37 and max(collections.Counter(streamed[:37]).values()) > 1
 
 
+# The index beside a shard
+
+def index_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.index")
+
+
+def test_an_index_is_kept(tmp_path, monkeypatch):
+    """A tar read through at each start; an index of another tar, or a corrupt one, taken as it is."""
+    path = shard(tmp_path / "s.tar", {f"é{i}": song() for i in range(3)})
+    first, kept, read = strict(path), index_of(path).read_text(), []
+    monkeypatch.setattr(tars, "members", lambda tar: read.append(tar) or members(tar))
+    again = strict(path)
+    assert not read and again.keys == first.keys and again.places.equal(first.places)
+    assert again[2, 1]["latents"].equal(first[2, 1]["latents"])
+    for content in ("", "[1", kept[:-9], kept.replace("style.pt", "style.px"), kept.replace("1", "2", 1)):
+        index_of(path).write_text(content)
+        read.clear()
+        assert strict(path).places.equal(first.places) and len(read) == 1
+        assert index_of(path).read_text() == kept
+    index_of(path).write_bytes(b"\xff\n\xff")
+    assert strict(path).places.equal(first.places)
+    os.utime(path, ns=(1, 1))                                # same size, another time
+    read.clear()
+    assert strict(path).places.equal(first.places) and read
+    shard(path, {"new": song()}, "a")
+    assert strict(path).keys == [*first.keys, "new"]
+
+
+def test_a_corrupt_shard_gets_no_index(tmp_path):
+    """A download that goes on later, and is never looked at again."""
+    path = shard(tmp_path / "s.tar", {f"{i}": song() for i in range(3)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])
+    broken = Shards(settings_of(path), PRESET, TABLE).broken
+    assert broken and not index_of(path).exists()
+    path.write_bytes(whole)
+    assert len(strict(path)) == 3 and index_of(path).exists()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch, capsys):
+    """Shards on a read-only disk end a run that reads only. (The tests' user may write anywhere.)"""
+    path = shard(tmp_path / "s.tar", {"one": song()})
+
+    def full(self, *args, **kwargs):
+        raise OSError(30, "Read-only file system")
+    monkeypatch.setattr(Path, "write_text", full)
+    assert len(strict(path)) == 1 and [p.name for p in tmp_path.iterdir()] == ["s.tar"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_batches_for_a_gpu_are_pinned(paths, monkeypatch):
+    """A loader that does not know how to pin our batches, and silently leaves them."""
+    batch, pinned = next(reading(*paths)), []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    copy = torch.utils.data._utils.pin_memory.pin_memory(batch)
+    assert same(copy, batch) and len(pinned) == len(batch.tensors)
+    assert all(copy.tensors[name] is not batch.tensors[name] for name in batch.tensors)
+
+
 # Lists of songs
 
 @pytest.mark.parametrize("stream", [False, True])

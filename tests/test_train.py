@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import types
 from pathlib import Path
@@ -31,7 +32,7 @@ import train as module
 from config import AVERAGED, CODEC, CONFIG, PRESETS, RECIPES, STYLES, WEIGHTS, DataSettings, TrainConfig
 from config import UserError
 from model import DiT
-from support import checkpoint
+from support import checkpoint, log
 from support.cli import parse
 from support.hub import sha256
 from train import FlowObjective, Trainer, grouped, rate_at, song_draws, train
@@ -166,6 +167,7 @@ def test_published_recipes():
     dpo = RECIPES["dpo"]
     assert (dpo.lr, dpo.warmup, dpo.steps, dpo.batch, dpo.accumulate) == (5e-7, 1000, 20_000, 1, 4)
     assert (dpo.clip, dpo.save_every, dpo.log_every, dpo.gradient_checkpointing) == (10, 100, 8, True)
+    assert pretrain.bf16 and sft.bf16 and not dpo.bf16
     got = parse(TrainConfig, "", ["--config", "pretrain", "--data.shards", "a.tar", "--lr", "1"], RECIPES)
     data = dataclasses.replace(pretrain.data, shards=("a.tar",))
     assert got == dataclasses.replace(pretrain, lr=1.0, data=data)
@@ -307,6 +309,22 @@ def test_two_ranks_are_one_of_double_batch(cfg, tmp_path, fsdp):
     assert all(torch.allclose(w[k], weights[0][k], atol=1e-5) for w in weights for k in w)
 
 
+@pytest.mark.slow
+def test_two_ranks_in_bfloat16(cfg, tmp_path):
+    """FSDP that casts times or lengths, or sums gradients, in bfloat16; weights that are saved in it."""
+    cfg = dataclasses.replace(cfg, bf16=True, steps=8, accumulate=2)
+    two = dataclasses.replace(cfg, out=tmp_path / "two", fsdp=True)
+    run(two, 2)
+    one = dataclasses.replace(cfg, out=tmp_path / "one", batch=6)
+    train(one)
+    assert losses(two) == pytest.approx(losses(one), rel=0.01)
+    weights = [load_file(c.out / "last" / WEIGHTS) for c in (one, two)]
+    assert all(w.dtype == torch.float32 for w in weights[1].values())
+    start = module.initial_model(cfg, config.PRESETS["tiny"]).proj_out.weight.detach()
+    moved = [w["transformer.proj_out.weight"] - start for w in weights]
+    assert torch.nn.functional.cosine_similarity(*(m.flatten() for m in moved), 0) > 0.95
+
+
 def test_other_numbers_of_ranks_go_on(cfg, tmp_path):
     """Songs lost or repeated, or an optimizer that cannot be put together, when machines come or go."""
     two = dataclasses.replace(cfg, steps=2, fsdp=True)
@@ -409,6 +427,43 @@ def test_a_full_disk(cfg):
     assert (cfg.out / "last").resolve().name == "step-000004"
 
 
+def test_checkpoints_are_written_beside_the_steps(cfg, tmp_path, monkeypatch):
+    """A write that training waits for, or one that writes down the steps which come meanwhile."""
+    train(dataclasses.replace(cfg, out=tmp_path / "calm"))
+    stepped, writing, note = threading.Event(), checkpoint.writing, log.RunLog.note
+
+    def noted(self, step, *about):
+        note(self, step, *about)
+        if step == 3:
+            stepped.set()
+    monkeypatch.setattr(log.RunLog, "note", noted)
+    monkeypatch.setattr(checkpoint, "writing", lambda path: stepped.wait(20) and writing(path))
+    train(cfg)
+    assert equal(cfg.out / "step-000002", tmp_path / "calm" / "step-000002")
+    assert equal(cfg.out / "last", tmp_path / "calm" / "last")
+
+
+def test_an_error_waits_for_the_checkpoint(cfg, monkeypatch):
+    """A run that ends amid a write, and leaves none; a write that failed, told only at the next one."""
+    writing, note = checkpoint.writing, log.RunLog.note
+
+    def noted(self, step, *about):
+        if step == 3:
+            raise UserError("ended")
+        note(self, step, *about)
+    monkeypatch.setattr(checkpoint, "writing", lambda path: time.sleep(0.3) or writing(path))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="ended"):
+        patch.setattr(log.RunLog, "note", noted)
+        train(cfg)
+    assert checkpoint.whole(cfg.out / "last")
+
+    def failing(path):
+        raise UserError(f"{path}: no space")
+    monkeypatch.setattr(checkpoint, "writing", failing)
+    with pytest.raises(UserError, match="step-000003: no space"):
+        train(dataclasses.replace(cfg, save_every=3, steps=10 ** 6))
+
+
 def limited(cfg: TrainConfig) -> None:
     """A run on a disk where no file can have more than 100 kB."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -505,6 +560,27 @@ def test_gradient_checkpointing_changes_nothing(cfg, tmp_path):
     batch = next(module.load(cfg.data, *assets, cfg.batch, 0))
     trainer.step([batch])
     assert len(calls) == 2
+
+
+def test_a_step_waits_for_no_gpu(cfg, monkeypatch):
+    """A value that is read back amid a step: the GPU runs dry. The meta device has no values to be read."""
+    _, *assets = module.begin(cfg, module.Processes())
+    stream = module.load(cfg.data, *assets, cfg.batch, 0)
+    batches, generator = [next(stream), next(stream)], types.SimpleNamespace(manual_seed=lambda seed: None)
+    monkeypatch.setattr(torch, "Generator", lambda device: generator)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    with torch.device("meta") as device:
+        model = DiT(config.PRESETS["tiny"].model)
+    trainer = Trainer(cfg, model, functools.partial(FlowObjective, cfg=cfg), module.Processes(), device)
+    trainer.optimizer = torch.optim.SGD(trainer.parameters)              # fused AdamW has no meta kernel
+    logged = log.RunLog(cfg, trainer.processes, torch.device("cpu"), None, 0)
+    for step in (1, 2):
+        outputs, norms = trainer.step(batches)
+        for batch, values in zip(batches, outputs):
+            logged.note(step, values, batch)
+    assert norms["grad_norm"].is_meta and len(logged.noted) == 4
+    with pytest.raises(NotImplementedError, match="meta"):   # a report reads
+        logged.report(2, 0.0, norms)
 
 
 @pytest.mark.slow

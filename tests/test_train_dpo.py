@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import config
 import train_dpo
-from config import AVERAGED, RECIPES, WEIGHTS, DPOConfig, UserError
+from config import AVERAGED, RECIPES, WEIGHTS, DataSettings, DPOConfig, UserError
 from model import DiT
 from support import checkpoint
 from support.processes import Processes
@@ -72,10 +72,11 @@ def cfg(tmp_path, tiny_preset, tiny_folder, monkeypatch):
         torch.manual_seed(0)
         save_file({f"transformer.{k}": v for k, v in DiT(tiny_preset.model).state_dict().items()},
                   tmp_path / "start.safetensors")
-    return DPOConfig(preset="tiny", assets=tiny_folder, pairs=(str(tmp_path / "pairs.json"),), steps=30,
-                     batch=2, init_from=tmp_path / "start.safetensors", out=tmp_path / "run", lr=1e-3,
-                     warmup=1, decay=0.0, bf16=False, beta=20.0, ema=0.0, log_every=10, save_every=100,
-                     listen=False, tensorboard=False, device="cpu")
+    return DPOConfig(preset="tiny", assets=tiny_folder, data=DataSettings(workers=0), steps=30,
+                     pairs=(str(tmp_path / "pairs.json"),), batch=2, out=tmp_path / "run", lr=1e-3,
+                     init_from=tmp_path / "start.safetensors", warmup=1, decay=0.0, bf16=False,
+                     beta=20.0, ema=0.0, log_every=10, save_every=100, listen=False, tensorboard=False,
+                     device="cpu")
 
 
 def train(cfg: DPOConfig) -> list[dict]:
@@ -101,10 +102,12 @@ def test_it_begins_where_the_reference_is(cfg):
     assert row["policy_loss"] == row["reference_loss"]
 
 
-def test_it_goes_on(cfg, tmp_path):
-    """The reference of a run that goes on is its first one, not its checkpoint."""
-    train(dataclasses.replace(cfg, steps=2))
-    train(dataclasses.replace(cfg, steps=4))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_it_goes_on(cfg, tmp_path, workers):
+    """The reference of a run that goes on is its first one, not its checkpoint; pairs in another order."""
+    parts = dataclasses.replace(cfg, data=DataSettings(workers=workers))
+    train(dataclasses.replace(parts, steps=2))
+    train(dataclasses.replace(parts, steps=4))
     whole = dataclasses.replace(cfg, out=tmp_path / "whole", steps=4)
     train(whole)
     one, two = (load_file(c.out / "last" / WEIGHTS) for c in (cfg, whole))
@@ -219,9 +222,11 @@ def test_bad_pairs(cfg, tmp_path, change, fragment):
     if change == {"style": "styles.pt"}:                     # several styles: the first
         train(dataclasses.replace(cfg, steps=1))
         return
-    with pytest.raises(UserError) as caught:
-        train(cfg)
-    assert fragment in str(caught.value) and str(tmp_path / "pairs.json") in str(caught.value)
+    for workers in (0, 1):                                   # whose errors come with a traceback in them
+        with pytest.raises(UserError) as caught:
+            train(dataclasses.replace(cfg, data=DataSettings(workers=workers)))
+        assert fragment in str(caught.value) and str(tmp_path / "pairs.json") in str(caught.value)
+        assert str(caught.value).startswith(str(tmp_path)) and str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("change, fragment", [
