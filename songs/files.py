@@ -133,8 +133,8 @@ def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig) -
                "negative_style": content(cfg.negative_style),
                **{name: getattr(cfg, name) for name in settings}, "preset": preset,
                "sha256": {part: sha256(path) for part, path in parts.items() if path}}
-    before = (remade(song) or {}).get("request")
-    return before if before and alike(before, request) else request
+    account = remade(song)
+    return account["request"] if account and alike(account, request) else request
 
 
 def remade(song: Song) -> dict | None:
@@ -142,11 +142,12 @@ def remade(song: Song) -> dict | None:
     return account_in(song.lyrics) if song.styles == (str(song.lyrics),) and not song.texts else None
 
 
-def alike(before: dict, request: dict) -> bool:
-    """Whether a request that takes words and style from the account of another is the same for the rest."""
-    request = json.loads(json.dumps(request))
-    rest = request.keys() - {"style", "style_text", "ignore_style", "sha256"}
-    return all(before.get(key) == request[key] for key in rest) and not changed(before, request)
+def alike(account: dict, request: dict) -> bool:
+    """Whether a request that takes words and style from an account asks for the same in everything else."""
+    before, request = account["request"], json.loads(json.dumps(request))
+    rest = request.keys() - {"style", "style_text", "ignore_style", "sha256", "duration"}
+    return (all(before.get(key) == request[key] for key in rest) and not changed(before, request)
+            and account["settings"].get("duration") == request["duration"])
 
 
 def changed(before: dict, request: dict) -> list[str]:

@@ -54,6 +54,21 @@ def tag(path: Path, lyrics: Lyrics, title: str, *, seed: int, model: str, commen
                     file.tags.add(id3.SYLT(id3.Encoding.UTF8, "eng", 2, 1, "", [
                         ((gap if i else "") + text, ms) for i, (ms, gap, text) in enumerate(timed)]))
             file.save(temporary, padding=lambda info: 0)
+            if kind == ".ogg":
+                number_pages(temporary, seed)
+
+
+def number_pages(path: Path, serial: int) -> None:
+    """Give an OGG's stream a serial number; the encoder draws one, and equal songs would be unequal files."""
+    from mutagen.ogg import OggPage
+
+    with path.open("r+b") as file:
+        size = path.stat().st_size
+        while file.tell() < size:
+            start, page = file.tell(), OggPage(file)
+            page.serial = serial % 2 ** 32
+            file.seek(start)
+            file.write(page.write())
 
 
 def plain(lyrics: Lyrics) -> str:

@@ -247,6 +247,36 @@ def test_the_account_of_a_song_remakes_it(jam, inputs, tmp_path):
     assert (tmp_path / "again.wav").read_bytes() == song.read_bytes()
 
 
+def test_a_song_that_was_remade_in_place_is_finished(jam, inputs, tmp_path):
+    """Sung again by its account, with its own words and style: it is still what the manifest asks for."""
+    out = tmp_path / "out"
+    run(jam, inputs, out)
+    before = sounds(out)
+    for name in ("one.wav", "drei.wav"):
+        main(["--config", str(out / "generated" / f"{name}.json"), "--overwrite", "true"])
+    assert sounds(out) == before
+    assert [song["status"] for song in run(jam, inputs, out)[1]] == ["finished"] * 3
+
+
+def test_ids_that_look_like_the_ends_of_lines(jam, inputs, tmp_path, capsys):
+    """An error of that song alone; the others are sung, and metadata.json has each once."""
+    change(inputs, 0, id="next\u0085line")
+    change(inputs, 2, id="par\u2029agraph")
+    code, metadata = run(jam, inputs, tmp_path / "out")
+    assert code == 1 and [song["status"] for song in metadata] == ["failed", "made", "failed"]
+    assert [song["id"] for song in metadata] == ["next\u0085line", "two, too", "par\u2029agraph"]
+    assert capsys.readouterr().err.count("error:") == 2
+
+
+def test_a_manifest_among_the_results(jam, inputs, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    moved = shutil.move(inputs, out / "metadata.json")
+    with pytest.raises(UserError, match="metadata.json: would be overwritten; move it out of --out-dir"):
+        run(jam, moved, out)
+    assert len(json.loads(moved.read_text())) == 3
+
+
 def test_one_song_needs_one_process(monkeypatch):
     """torchrun without a manifest: every process writes the same file."""
     monkeypatch.setattr(sample, "Processes", lambda: types.SimpleNamespace(world=2))
