@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "lyrics")]
 
 from support.checkpoint import preset_to_json  # noqa: E402
-from config import CODEC, CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS  # noqa: E402
+from config import CODEC, CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, Preset  # noqa: E402
 from golden import make_model, rule_weights  # noqa: E402
 from model import DiT  # noqa: E402
 from sung import SungModel  # noqa: E402
@@ -52,27 +52,33 @@ def model(meta, weights):
     return make_model(meta["config"], weights)
 
 
+def small(preset: Preset) -> Preset:
+    """The embedded model's preset with networks that compute in milliseconds."""
+    sizes = dataclasses.replace(preset.model, dim=32, depth=2, heads=2, mel_dim=27, text_dim=16, cond_dim=16,
+                                conv_layers=1, max_frames=960)
+    codec = dataclasses.replace(preset.codec, mels=8, ratios=2, encoder_width=8, encoder_depth=1,
+                                decoder_width=8, decoder_depth=1)
+    return dataclasses.replace(preset, model=sizes, codec=codec, steps=3)
+
+
+def write_model(folder: Path, preset: Preset) -> Path:
+    """Fill a folder with a model of random weights, the real phonemizer and two styles."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, codec = DiT(preset.model), SungModel(preset.codec)
+    save_file({f"transformer.{k}": v for k, v in model.state_dict().items()}, folder / WEIGHTS)
+    save_file(codec.state_dict(), folder / CODEC)
+    save_file(dict(zip(("female", "male"), torch.eye(2, 16).unbind(), strict=True)), folder / STYLES)
+    (folder / CONFIG).write_text(preset_to_json(preset))
+    (folder / PHONEMIZER).symlink_to(BABY / PHONEMIZER)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_preset():
-    """The baby's preset with networks that compute in milliseconds."""
-    baby = PRESETS["baby"]
-    sizes = dataclasses.replace(baby.model, dim=32, depth=2, heads=2, mel_dim=27, text_dim=16, cond_dim=16,
-                                conv_layers=1, max_frames=960)
-    codec = dataclasses.replace(baby.codec, mels=8, ratios=2, encoder_width=8, encoder_depth=1,
-                                decoder_width=8, decoder_depth=1)
-    return dataclasses.replace(baby, model=sizes, codec=codec, steps=3)
+    return small(PRESETS["baby"])
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory, tiny_preset):
-    """A model folder with random weights, the real phonemizer and two styles."""
-    folder = tmp_path_factory.mktemp("tiny")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model, codec = DiT(tiny_preset.model), SungModel(tiny_preset.codec)
-    save_file({f"transformer.{k}": v for k, v in model.state_dict().items()}, folder / WEIGHTS)
-    save_file(codec.state_dict(), folder / CODEC)
-    save_file(dict(zip(("female", "male"), torch.eye(2, 16).unbind(), strict=True)), folder / STYLES)
-    (folder / CONFIG).write_text(preset_to_json(tiny_preset))
-    (folder / PHONEMIZER).symlink_to(BABY / PHONEMIZER)
-    return folder
+    return write_model(tmp_path_factory.mktemp("tiny"), tiny_preset)
