@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -22,6 +22,7 @@ from config import READ_ERRORS, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ".lock"                 # in folders that one run at a time may write to
+RANDOM = "????????"            # in the names of temporary files
 HELD: dict[Path, int] = {}     # folders that this process holds, and their locks, open while it lives
 
 
@@ -105,7 +106,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = None
     try:
-        sweep(path)
+        sweep(path.parent.glob(f".{glob.escape(path.name)}.{RANDOM}.tmp"))
         handle, temporary = locked_beside(path)
         with open(handle, "rb"):
             yield temporary
@@ -129,9 +130,9 @@ def locked_beside(path: Path) -> tuple[int, Path]:
         os.close(handle)
 
 
-def sweep(path: Path) -> None:
-    """Remove temporary files of `path` whose processes have ended."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+def sweep(temporary: Iterable[Path]) -> None:
+    """Remove temporary files whose processes have ended."""
+    for left in temporary:
         with contextlib.suppress(OSError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
@@ -147,8 +148,9 @@ def umask() -> int:
 def hold(folder: Path, main: bool = True, patience_s: float = 5.0) -> None:
     """Keep other runs out of a folder until this process ends, however it ends.
 
-    The main process of a run comes first and must be alone; its other processes join it afterwards. Processes
-    of a run whose main process was killed keep the folder, too: they get patience_s to end.
+    The main process of a run comes first and must be alone; it removes temporary files that killed runs left.
+    Its other processes join it afterwards. Processes of a run whose main process was killed keep the folder,
+    too: they get patience_s to end.
     Raises: UserError, which says who holds it.
     """
     if folder.resolve() in HELD:
@@ -169,6 +171,7 @@ def hold(folder: Path, main: bool = True, patience_s: float = 5.0) -> None:
         when = time.strftime("%Y-%m-%d %H:%M:%S")
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, since {when}\n".encode(), 0)
         fcntl.flock(handle, fcntl.LOCK_SH)
+        sweep(folder.rglob(f".*.{RANDOM}.tmp"))
     HELD[folder.resolve()] = handle
 
 

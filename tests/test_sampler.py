@@ -132,9 +132,7 @@ def test_fast_asks_the_network_twelve_times(model, golden):
                  PRESETS["jam-0.5"].guidance, given["negative_style"], FAST["solver"])
     hook.remove()
     assert len(rows) == 12 and sum(rows) <= 36 and rows[-1] == 3
-    fine = names.sample(model, given, 400, "dual", (4.7, 2.6), (0.05, 1.0))
-    plain = names.sample(model, given, 50, "dual", (4.7, 2.6), (0.05, 1.0))
-    assert error(out, fine) < error(plain, fine)
+    assert error(out, golden("b_sample_outputs.safetensors")["dual"]) < 0.5      # of 8 Euler steps
 
 
 # Songs longer than the window

@@ -347,8 +347,8 @@ def main(argv: list[str] | None = None) -> None:
             "made": len(made), "rejected": len(rejected), "seconds": round(seconds, 3),
             "reasons": {next(iter(row["inputs"])): row["reason"] for row in rejected},
             "settings": dataclasses.asdict(cfg)})
-        with replacing(cfg.out / SILENCE) as path:
-            torch.save(converter.silence().clone(), path)
+        with replacing(cfg.out / SILENCE) as path, path.open("wb") as file:      # whose name it will not hold
+            torch.save(converter.silence().clone(), file)
         for name, file in converter.assets.items():
             if file:                                         # which may be the target itself
                 with replacing(cfg.out / name) as path:
