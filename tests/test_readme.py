@@ -137,9 +137,9 @@ def test_make_targets_exist():
 
 
 def test_first_screen():
-    """What it is, how it sounds, two commands and what they print, in 40 of at most 175 lines."""
+    """What it is, how it sounds, two commands and what they print, in 40 of at most 190 lines."""
     first = "\n".join(README.splitlines()[:40])
-    assert len(README.splitlines()) <= 175
+    assert len(README.splitlines()) <= 190
     assert all(needed in first for needed in (
         "examples/hello.mp3", "\nmake song\n", "\nmake test\n", "seed 0, style alto", ".../song.wav"))
 
