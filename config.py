@@ -366,11 +366,12 @@ RECIPES = {
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Settings):
     """Measure finished songs: are the asked words heard, and when; how do they sound."""
-    songs: Path                                 # folder of songs and their accounts, NAME.mp3 and
-                                                #   NAME.mp3.json
+    songs: Path                                 # a song with its account, NAME.mp3 and NAME.mp3.json, or a
+                                                #   folder of them
     # songs
     manifest: Path | None = None                # what songs ID.mp3 without accounts were asked for
-    against: Path | None = None                 # a second folder with the same songs, to compare with
+    against: Path | None = None                 # a second folder, or song, to compare with, song by song,
+                                                #   where words, times and duration are the same
     out: Path | None = None                     # folder for evaluation.json and report.html; default: the
                                                 #   songs'
     # measuring

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from songs.page import fill
 
+# The range of n songs holds the median of all songs with probability 1 - 2 ** (1 - n): of 5 songs with 94 %.
+LEAST_SONGS = 6
 COLUMNS = {"word_error_rate": "WER", "phoneme_error_rate": "PER", "missing": "missing", "onset_s": "onset s",
            "onset_90_s": "90 %", "within_50_ms": "<50 ms", "within_100_ms": "<100 ms", "offset_s": "end s"}
 
@@ -21,15 +23,17 @@ def table(rows: list[dict], totals: dict[str, dict[str, float]], formats: dict[s
         lines.append(f"{row['id']:{width}}{cells}")
     good = [row for row in rows if "error" not in row]
     words = sum(len(row["words"]) for row in good)
-    lines += ["", f"{len(good)} of {len(rows)} songs, {words} words; behind each total its 95 % interval"]
+    lines += ["", f"{len(good)} of {len(rows)} songs, {words} words; " + (
+        "behind each total its 95 % interval" if len(good) >= LEAST_SONGS else
+        f"too few songs for 95 % intervals, which need {LEAST_SONGS}")]
     return "\n".join(lines + listed(totals, formats))
 
 
 def listed(totals: dict[str, dict[str, float]], formats: dict[str, str]) -> list[str]:
-    """A line for each total."""
-    shown = {name: [formats[name].format(total[key]) for key in ("value", "low", "high")]
+    """A line for each total, with its interval if it has one."""
+    shown = {name: [formats[name].format(x) for x in total.values() if x is not None]
              for name, total in totals.items()}
-    return [f"  {name:20}{value:>9}   {low} to {high}" for name, (value, low, high) in shown.items()]
+    return [f"  {name:20}{value:>9}   {' to '.join(ends)}".rstrip() for name, (value, *ends) in shown.items()]
 
 
 def report(rows: list[dict], totals: dict[str, dict[str, float]], formats: dict[str, str],
