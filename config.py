@@ -213,6 +213,8 @@ class SingSettings(Settings):
     # files
     vae: str | None = None                      # decoder: diffrhythm, stable-audio, or a local file; default:
                                                 #   diffrhythm, if the model needs one
+    trust_vae: bool = False                     # let a TorchScript decoder run code of its own; a flag only,
+                                                #   no settings file can say so
     phonemizer: Path | None = None              # a DeepPhonemizer checkpoint; default: the model's own
     style_encoder: Path | None = None           # folder of MuQ-MuLan-large, MuQ-large-msd-iter and
                                                 #   xlm-roberta-base; default: the hub's
@@ -319,6 +321,7 @@ class TrainConfig(Settings):
                                                 #   song
     vae: Path | None = None                     # decoder of these songs, if the model needs one; without it
                                                 #   checkpoints come without a song
+    trust_vae: bool = False                     # let a TorchScript decoder run code of its own
     tensorboard: bool = True                    # write curves for TensorBoard
     wandb: str | None = None                    # PROJECT/NAME: also log to Weights & Biases
     wandb_mode: str = one_of("online", ("online", "offline"))       # online or offline

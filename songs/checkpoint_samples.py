@@ -28,7 +28,7 @@ class CheckpointSamples:
     def __init__(self, cfg: TrainConfig, preset: Preset, shards: Shards, silence: Tensor,
                  device: torch.device, decoder: Path):
         self.folder, self.preset, self.device = cfg.out / "samples", preset, device
-        self.codec = make_codec(preset.codec, decoder, device)
+        self.codec = make_codec(preset.codec, decoder, device, trust=cfg.trust_vae)
         song = next(song for song in range(len(shards)) if not shards[song, 0]["broken"])
         item = shards[song, 0]
         words = [{"word": word["phoneme"]} | word for word in json.loads(shards.read(song, "json"))["word"]]

@@ -150,6 +150,7 @@ def read_config(source: str, settings: dict[str, Setting], recipes: Mapping[str,
             raise UserError(f"{path}: the embedded model that sang this, through Griffin-Lim, is gone; "
                             f"today's sings its words in another voice: --lyrics {path}")
         values = BEFORE | {name: value for name, value in values["settings"].items() if value is not None}
+    values.pop("trust_vae", None)                            # files are data: only a flag lets code run
     return typed(values, settings, lambda name: f"{path}: {name}")
 
 

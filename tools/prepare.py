@@ -69,6 +69,7 @@ class PrepareConfig(ReadSettings):
     phonemizer: Path | None = None              # a DeepPhonemizer checkpoint; default: the model's own
     vae: str | None = None                      # encoder: diffrhythm, stable-audio, or a local file;
                                                 #   default: diffrhythm, if the model needs one
+    trust_vae: bool = False                     # let a TorchScript encoder run code of its own
     # style
     style: tuple[str, ...] | None = None        # style of all songs without a NAME.style.npy (.pt,
                                                 #   .safetensors) of their own: one that the model names, or
@@ -167,7 +168,7 @@ class Converter:
         codec = choose_codec(SampleConfig(model=cfg.preset, vae=cfg.vae), self.preset,
                              find(Path("weights", cfg.preset, WEIGHTS)))
         codec_file = fetch(codec, cfg.offline) if isinstance(codec, str) else codec
-        self.codec = make_codec(self.preset.codec, codec_file, device)
+        self.codec = make_codec(self.preset.codec, codec_file, device, trust=cfg.trust_vae)
         if self.preset.codec.kind == "sung":
             self.assets[CODEC] = codec_file
         self.reader = reader(phonemizer, cfg.lexicon)
