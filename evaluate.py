@@ -27,8 +27,8 @@ from torch import Tensor
 from config import READ_ERRORS, EvaluateConfig, SingSettings, UserError
 from lyrics import align
 from lyrics.timing import Word
-from songs.listeners import Recogniser, find_words, letters_of, likeliest, outside_scorer, recogniser_of
-from songs.listeners import sounds_of
+from songs.listeners import Recogniser, find_words, letters_of, likeliest, misheard, outside_scorer
+from songs.listeners import recogniser_of, sounds_of
 from songs.manifest import differing, length_of, songs_in
 from songs.report import LEAST_SONGS, listed, report, table
 from support.audio import loudness_lufs, read_wave
@@ -50,8 +50,9 @@ def measures(wave: Tensor, rate_hz: int, record: dict, recogniser: Recogniser) -
 
     Args: wave (W, N) at rate_hz; record, its account: "word" with times and, if they are known, phonemes; its
         duration in "settings".
-    Returns: "words", what became of each that can be read; "heard"; word_errors of word_count, sound_errors
-        of sound_count; what `sound_of` and `outside_words` find; a number for each of METRICS, all finite.
+    Returns: "words", what became of each that can be read; "heard", with the recogniser's word breaks or, if
+        it has none, those of the asked words; word_errors of word_count, sound_errors of sound_count; what
+        `sound_of` and `outside_words` find; a number for each of METRICS, all finite.
     Raises: one of READ_ERRORS for a record that is not an account.
     """
     words = [Word(w["word"], w["start"], w["end"], w.get("phoneme") or None) for w in record["word"]]
@@ -65,11 +66,13 @@ def measures(wave: Tensor, rate_hz: int, record: dict, recogniser: Recogniser) -
     asked = [(c, i) for i, word in enumerate(words) for c in sounds_of(word)]
     asked = [next(run) for _, run in itertools.groupby(asked, key=lambda sound: sound[0])]
     said = re.sub(r"(.)\1+", r"\1", "".join(recogniser.say(text) for text in heard if text))
-    errors = misheard([c for c, _ in asked], said)
-    about = [{"word": w.word, "start": w.start, "end": w.end, "sounds": 0, "errors": 0} for w in words]
-    for (_, i), wrong in zip(asked, errors[1:]):
+    errors, places = misheard([c for c, _ in asked], said)
+    about = [{"word": w.word, "start": w.start, "end": w.end, "sounds": 0, "errors": 0, "heard": ""}
+             for w in words]
+    for (_, i), wrong, place in zip(asked, errors[1:], places[1:]):
         about[i]["sounds"] += 1
         about[i]["errors"] += wrong
+        about[i]["heard"] += place
 
     # Errors of words. Without bars, sounds are not grouped into words: a word with a wrong sound is wrong,
     # and extra sounds in one place are as many words as asked ones have so many sounds.
@@ -79,6 +82,8 @@ def measures(wave: Tensor, rate_hz: int, record: dict, recogniser: Recogniser) -
     if align.BAR in recogniser.labels:
         written = [text for word in words for text in letters_of(word)]
         word_errors, word_count = AF.edit_distance(written, [text for text in heard if text]), len(written)
+    else:
+        heard = [places[0], *(word["heard"] for word in about)]
 
     # Where the words are.
     labels = {label: i for i, label in enumerate(recogniser.labels) if i != align.BLANK}
@@ -92,34 +97,11 @@ def measures(wave: Tensor, rate_hz: int, record: dict, recogniser: Recogniser) -
 
     length_s = wave.shape[1] / rate_hz
     wanted_s = length_of(record) or length_s
-    row = {"words": about, "heard": " ".join(heard), "word_errors": word_errors, "word_count": word_count,
-           "sound_errors": sum(errors), "sound_count": len(asked), "length_error_s": abs(length_s - wanted_s),
+    row = {"words": about, "heard": " ".join(filter(None, heard)),
+           "word_errors": word_errors, "word_count": word_count, "sound_errors": sum(errors),
+           "sound_count": len(asked), "length_error_s": abs(length_s - wanted_s),
            **sound_of(wave, rate_hz), **outside_words(voice, voice_hz, words)}
     return row | {name: metric.total(metric.values(row)) for name, metric in METRICS.items()}
-
-
-def misheard(asked: Sequence[str], heard: Sequence[str]) -> list[int]:
-    """Errors by place (n + 1,): before the first, then at each of the n asked. They sum to the edit distance.
-
-    An extra sound counts at the asked one before it.
-    """
-    cost = np.add.outer(np.arange(len(asked) + 1), np.arange(len(heard) + 1))        # right at its borders
-    for i, a in enumerate(asked, 1):
-        for j, b in enumerate(heard, 1):
-            cost[i, j] = min(cost[i - 1, j - 1] + (a != b), cost[i - 1, j] + 1, cost[i, j - 1] + 1)
-    errors, i, j = [0] * (len(asked) + 1), len(asked), len(heard)
-    while i or j:
-        if i and j and asked[i - 1] == heard[j - 1]:
-            i, j = i - 1, j - 1
-            continue
-        errors[i] += 1
-        if j and cost[i, j] == cost[i, j - 1] + 1:           # first, so that it counts where all is wrong
-            j -= 1
-        elif j and i and cost[i, j] == cost[i - 1, j - 1] + 1:
-            i, j = i - 1, j - 1
-        else:
-            i -= 1
-    return errors
 
 
 def sound_of(wave: Tensor, rate_hz: int) -> dict[str, float]:
@@ -312,8 +294,7 @@ def compared(ours: dict, theirs: dict, cfg: EvaluateConfig) -> dict:
     (rows, _, own), (others, _, other) = ([[side[name][i] for name in why if name not in left_out]
                                            for i in range(3)] for side in (ours, theirs))
     made = {"against": summary(rows, others, cfg.seed), "left_out": left_out}
-    few = f"; too few for intervals, which need {LEAST_SONGS}" if len(rows) < LEAST_SONGS else ""
-    print(f"\n{len(rows)} songs of both, less those of {cfg.against}{few}")
+    print(f"\n{len(rows)} songs of both, less those of {cfg.against}")
     formats = {name: metric.shown for name, metric in metrics_of(rows).items()}
     print("\n".join(listed(made["against"], formats)
                     + [f"  left out: {name}: {reason}" for name, reason in left_out.items()]))

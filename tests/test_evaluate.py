@@ -28,12 +28,12 @@ import style
 from baby import ear as ear_module
 from baby.ear import truth
 from config import PRESETS, EvaluateConfig, UserError
-from evaluate import METRICS, badness, distance, main, measures, misheard, scorer_of, summary
+from evaluate import METRICS, badness, distance, main, measures, scorer_of, summary
 from lyrics import align
 from phonemes import sung_spans
 from songs import listeners
-from songs.listeners import Ear, Recogniser, find_words, level, likeliest, load_ear, recogniser_of, small_ear
-from songs.listeners import wav2vec2
+from songs.listeners import Ear, Recogniser, find_words, level, likeliest, load_ear, misheard, recogniser_of
+from songs.listeners import small_ear, wav2vec2
 from songs.report import report, table
 from sung import whole_frames
 from vae import make_codec
@@ -68,6 +68,11 @@ def song(words, seconds=4.0, late_s=0.0):
     return wave[None], {"word": words, "settings": {"duration": seconds}}
 
 
+def at_rate(made):
+    """The first arguments of `measures`, of what `song` returns."""
+    return made[0], RATE, made[1]
+
+
 HELLO = [("həloʊ", 0.5, 1.1), ("wɝld", 1.1, 1.7), ("sæt", 2.2, 2.6)]
 
 
@@ -84,7 +89,8 @@ texts = st.text("abc", max_size=12)
 @given(texts, texts)
 def test_errors_at_each_place_sum_up_to_the_edit_distance(asked, heard):
     """A wrong distance is a wrong error rate; torchaudio's is the reference."""
-    errors = misheard(asked, heard)
+    errors, places = misheard(asked, heard)
+    assert "".join(places) == heard and len(places) == len(errors)
     assert len(errors) == len(asked) + 1 and min(errors) >= 0
     assert sum(errors) == AF.edit_distance(asked, heard)
 
@@ -353,36 +359,91 @@ def test_the_command(folder, sung, tmp_path, capsys, monkeypatch):
     assert page.count("sha256-") == 2 and "@" not in page.split("<style>")[0]
 
 
-def test_worst_come_first():
-    """The page is for finding faults: those of a long list must not stand at its end."""
-    good, = rows_of([0])
-    wave, record = song([("sæt", 0.5, 1.0), ("həloʊwɝld", 1.2, 2.4)])
+def page_of(rows, folder):
+    """The page of rows that `measures` made, whose sound is folder/a.wav, and what it holds."""
+    rows = [row | {"id": str(i), "file": str(folder / "a.wav"), "scores": {}} for i, row in enumerate(rows)]
+    formats = {name: metric.shown for name, metric in METRICS.items()}
+    text = report(rows, summary(rows), formats, badness, folder)
+    return text, json.loads(re.search('id="data">(.*?)</script>', text)[1])
+
+
+def test_songs_and_words_of_the_page():
+    """The worst song stands first; words out of order say nothing, nor do sounds in one string."""
+    good = measures(*at_rate(song(HELLO)), listener())
+    wave, record = song([("sæt", 0.5, 1.0), ("həloʊwɝld", 1.2, 2.4), ("sæd", 2.5, 3.0)])
     record["word"][1]["phoneme"] = "həloʊwɝlt"
-    bad = measures(wave, RATE, record, listener()) | {"id": "bad", "scores": {}, "file": "/b.wav"}
-    page = report([good | {"file": "/a.wav", "scores": {}}, bad], {}, {}, badness, Path("/"))
-    songs = json.loads(re.search('id="data">(.*?)</script>', page)[1])["songs"]
-    assert songs[0]["id"] == "bad" and songs[0]["words"][0]["errors"] == 1
+    bad = measures(*at_rate((wave, record)), listener())
+    _, data = page_of([good, bad], Path("/"))
+    assert [song["id"] for song in data["songs"]] == ["1", "0"]
+    assert data["songs"][0]["heard"] == "sæt həloʊwɝld sæd"
+    words = data["songs"][0]["words"]
+    assert [word["heard"] for word in words] == ["sæt", "həloʊwɝld", "sæd"]
+    assert [word["word"] for word in words] == ["sæt", "həloʊwɝld", "sæd"]
+    assert max(words, key=lambda word: word["badness"])["word"] == "həloʊwɝld"
+    assert "too few songs for 95 % intervals" in data["totals"][-1]
+    extra = measures(*at_rate((wave + song([("oʊ", 0.1, 0.3)])[0], record)), listener())
+    assert extra["heard"] == "oʊ sæt həloʊwɝld sæd"
 
 
-def test_the_page_plays_words(folder):
-    """In a real browser: a click on a word plays it where it was found, and stops behind it."""
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser, where there is one."""
     if find_browser() is None:
         pytest.skip("no chromium or chrome on this machine: the page is not tried in a browser")
+    with browsing() as started:
+        yield started
+
+
+def test_the_page_on_a_phone_and_on_a_screen(browser, tmp_path):
+    """Letters below each other, words beyond the edge, a player squeezed until it had no button to play."""
+    soundfile.write(tmp_path / "a.wav", torch.zeros(8000).numpy(), 8000)
+    row = measures(*at_rate(song(HELLO)), listener())
+    row |= {"heard": "həloʊ " * 400, "words": 40 * row["words"] + [row["words"][0] | {
+        "word": "o" * 90, "heard": "ʊ" * 90, "errors": 5}]}
+    (tmp_path / "report.html").write_text(page_of([row] * 6, tmp_path)[0])
+    seen = "h1, h2, p, pre, dt, dd, .words button, audio"
+    for width, phone in ((390, True), (1280, False)):
+        browser.open((tmp_path / "report.html").as_uri(), width, 800, phone=phone)
+        fits = (f"(e, box = e.getBoundingClientRect()) => box.right <= {width} && box.width > 8 && "
+                "e.scrollWidth <= e.clientWidth + 1")
+        assert browser.value(f"[...document.querySelectorAll('{seen}')].every(e => ({fits})(e))")
+        assert browser.value(f"document.documentElement.scrollWidth <= {width}")
+        assert browser.value("document.querySelector('.words button').getBoundingClientRect().width") > 40
+        browser.click("document.querySelector('audio')", 0.08)           # where its button is
+        browser.wait("!document.querySelector('audio').paused || document.querySelector('audio').ended")
+    assert not browser.errors
+
+
+def test_the_page_shows_the_worst_words_first_if_asked(browser, tmp_path):
+    """Who looks for faults wants them first; who reads wants the song."""
+    soundfile.write(tmp_path / "a.wav", torch.zeros(8000).numpy(), 8000)
+    row = measures(*at_rate(song(HELLO)), listener())
+    row["words"] = [word | {"errors": errors} for word, errors in zip(row["words"], (0, 1, 3))]
+    (tmp_path / "report.html").write_text(page_of([row], tmp_path)[0])
+    browser.open((tmp_path / "report.html").as_uri())
+    words = "[...document.querySelectorAll('.words button')].map(b => b.textContent.split(' ')[0]).join(' ')"
+    for shown in ("həloʊ wɝld sæt", "sæt wɝld həloʊ", "həloʊ wɝld sæt"):
+        assert browser.value(words) == shown
+        browser.click("document.querySelector('#worst')")
+    assert browser.value("[...document.querySelectorAll('button.bad')].length") == 2
+
+
+def test_the_page_plays_words(browser, folder):
+    """In a real browser: a click on a word plays it where it was found, and stops behind it."""
     main([str(folder)])
     row = next(row for row in json.loads((folder / "evaluation.json").read_text())["songs"])
-    with browsing() as browser:
-        browser.open((folder / "report.html").as_uri())
-        audio = f"[...document.querySelectorAll('audio')].find(a => a.src.includes('{row['id']}.wav'))"
-        word = row["words"][3]
-        browser.value(f"window.heard = []; {audio}.addEventListener('timeupdate', e => heard.push("
-                      "e.target.currentTime))")
-        browser.click(f"[...{audio}.closest('tr').querySelectorAll('button')].find(b => "
-                      f"b.textContent.startsWith('{word['word']} '))")
-        browser.wait(f"heard.length && {audio}.paused")
-        heard = browser.value("heard")
-        assert heard[0] == pytest.approx(word["found"][0] - 0.1, abs=0.3)
-        assert heard[-1] == pytest.approx(word["found"][1] + 0.1, abs=0.4)
-        assert browser.value("document.querySelectorAll('tr').length") == 2 and not browser.errors
+    browser.open((folder / "report.html").as_uri())
+    audio = f"[...document.querySelectorAll('audio')].find(a => a.src.includes('{row['id']}.wav'))"
+    word = row["words"][3]
+    browser.value(f"window.heard = []; {audio}.addEventListener('timeupdate', e => heard.push("
+                  "e.target.currentTime))")
+    browser.click(f"[...{audio}.closest('article').querySelectorAll('button')].find(b => "
+                  f"b.textContent.startsWith('{word['word']} '))")
+    browser.wait(f"heard.length && {audio}.paused")
+    heard = browser.value("heard")
+    assert heard[0] == pytest.approx(word["found"][0] - 0.1, abs=0.3)
+    assert heard[-1] == pytest.approx(word["found"][1] + 0.1, abs=0.4)
+    assert browser.value("document.querySelectorAll('article').length") == 2 and not browser.errors
 
 
 def test_a_manifest_and_its_audio(folder, sung, tmp_path):
@@ -447,7 +508,7 @@ def test_only_songs_that_were_asked_for_the_same_are_compared(written, tmp_path,
     assert made["against"]["late_s"]["value"] == pytest.approx(0.1, abs=0.011)
     assert made["frechet_distance"] == pytest.approx(0, abs=1e-3)
     said = capsys.readouterr().out
-    assert f"2 songs of both, less those of {tmp_path / 'b'}; too few for intervals, which need 6" in said
+    assert f"2 songs of both, less those of {tmp_path / 'b'}\n" in said and said.count("too few songs") == 1
     assert f"left out: mine: not measured in {tmp_path / 'b'}" in said
 
 
