@@ -328,7 +328,7 @@ def test_the_ear_does_not_confirm_what_was_asked(sung):
     wave, record = sung["female"]
     once, twice = (measures(torch.cat([wave] * n, 1), 24000, record, small_ear()) for n in (1, 2))
     assert twice["phoneme_error_rate"] > once["phoneme_error_rate"] + 0.7
-    assert twice["word_error_rate"] > once["word_error_rate"] + 0.5
+    assert twice["word_error_rate"] >= 1 > 0.7 > once["word_error_rate"]
 
 
 def test_the_command(folder, sung, tmp_path, capsys, monkeypatch):
@@ -409,6 +409,7 @@ def test_the_page_on_a_phone_and_on_a_screen(browser, tmp_path):
         assert browser.value(f"[...document.querySelectorAll('{seen}')].every(e => ({fits})(e))")
         assert browser.value(f"document.documentElement.scrollWidth <= {width}")
         assert browser.value("document.querySelector('.words button').getBoundingClientRect().width") > 40
+        assert browser.value("document.querySelector('audio').getBoundingClientRect().width") > 250
         browser.click("document.querySelector('audio')", 0.08)           # where its button is
         browser.wait("!document.querySelector('audio').paused || document.querySelector('audio').ended")
     assert not browser.errors
