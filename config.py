@@ -215,6 +215,8 @@ class SingSettings(Settings):
     # files
     vae: str | None = None                      # decoder: diffrhythm, stable-audio, or a local file; default:
                                                 #   diffrhythm, if the model needs one
+    trust_vae: bool = False                     # let a TorchScript decoder run code of its own; a flag only,
+                                                #   no settings file can say so
     phonemizer: Path | None = None              # a DeepPhonemizer checkpoint; default: the model's own
     style_encoder: Path | None = None           # folder of MuQ-MuLan-large, MuQ-large-msd-iter and
                                                 #   xlm-roberta-base; default: the hub's
@@ -323,6 +325,7 @@ class TrainConfig(Settings):
                                                 #   song
     vae: Path | None = None                     # decoder of these songs, if the model needs one; without it
                                                 #   checkpoints come without a song
+    trust_vae: bool = False                     # let a TorchScript decoder run code of its own
     tensorboard: bool = True                    # write curves for TensorBoard
     wandb: str | None = None                    # PROJECT/NAME: also log to Weights & Biases
     wandb_mode: str = one_of("online", ("online", "offline"))       # online or offline
@@ -373,11 +376,12 @@ RECIPES = {
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Settings):
     """Measure finished songs: are the asked words heard, and when; how do they sound."""
-    songs: Path                                 # folder of songs and their accounts, NAME.mp3 and
-                                                #   NAME.mp3.json
+    songs: Path                                 # a song with its account, NAME.mp3 and NAME.mp3.json, or a
+                                                #   folder of them
     # songs
     manifest: Path | None = None                # what songs ID.mp3 without accounts were asked for
-    against: Path | None = None                 # a second folder with the same songs, to compare with
+    against: Path | None = None                 # a second folder, or song, to compare with, song by song,
+                                                #   where words, times and duration are the same
     out: Path | None = None                     # folder for evaluation.json and report.html; default: the
                                                 #   songs'
     # measuring

@@ -1,5 +1,6 @@
 """How well finished songs sing the words that were asked for, and when.
 
+    python evaluate.py song.mp3
     python evaluate.py outputs
     python evaluate.py outputs --against others --scorer phonemes:1,timing:2
 
@@ -30,10 +31,10 @@ from torch import Tensor
 
 from lyrics import align
 from lyrics.timing import Word
-from songs.listeners import Recogniser, find_words, letters_of, likeliest, outside_scorer, recogniser_of
-from songs.listeners import sounds_of
-from songs.manifest import songs_in
-from songs.report import listed, report, table
+from songs.listeners import Recogniser, find_words, letters_of, likeliest, misheard, outside_scorer
+from songs.listeners import recogniser_of, sounds_of
+from songs.manifest import differing, length_of, songs_in
+from songs.report import LEAST_SONGS, listed, report, table
 from support.audio import loudness_lufs, read_wave
 from support.files import describe, make_folder, reading, write_json, write_text
 
@@ -52,8 +53,9 @@ def measures(wave: Tensor, rate_hz: int, record: dict, recogniser: Recogniser) -
 
     Args: wave (W, N) at rate_hz; record, its account: "word" with times and, if they are known, phonemes; its
         duration in "settings".
-    Returns: "words", what became of each that can be read; "heard"; word_errors of word_count, sound_errors
-        of sound_count; what `sound_of` and `outside_words` find; a number for each of METRICS, all finite.
+    Returns: "words", what became of each that can be read; "heard", with the recogniser's word breaks or, if
+        it has none, those of the asked words; word_errors of word_count, sound_errors of sound_count; what
+        `sound_of` and `outside_words` find; a number for each of METRICS, all finite.
     Raises: one of READ_ERRORS for a record that is not an account.
     """
     words = [Word(w["word"], w["start"], w["end"], w.get("phoneme") or None) for w in record["word"]]
@@ -67,19 +69,26 @@ def measures(wave: Tensor, rate_hz: int, record: dict, recogniser: Recogniser) -
     asked = [(c, i) for i, word in enumerate(words) for c in sounds_of(word)]
     asked = [next(run) for _, run in itertools.groupby(asked, key=lambda sound: sound[0])]
     said = re.sub(r"(.)\1+", r"\1", "".join(recogniser.say(text) for text in heard if text))
-    errors = misheard([c for c, _ in asked], said)
-    about = [{"word": w.word, "start": w.start, "end": w.end, "sounds": 0, "errors": 0} for w in words]
-    for (_, i), wrong in zip(asked, errors[1:]):
+    errors, places = misheard([c for c, _ in asked], said)
+    about = [{"word": w.word, "start": w.start, "end": w.end, "sounds": 0, "errors": 0, "heard": ""}
+             for w in words]
+    for (_, i), wrong, place in zip(asked, errors[1:], places[1:]):
         about[i]["sounds"] += 1
         about[i]["errors"] += wrong
+        about[i]["heard"] += place
 
-    # Errors of words. Without bars, sounds are not grouped into words: a word with a wrong sound is wrong.
+    # Errors of words. Without bars, sounds are not grouped into words: a word with a wrong sound is wrong,
+    # and extra sounds in one place are as many words as asked ones have so many sounds.
     word_errors, word_count = (sum(word[key] > 0 for word in about) for key in ("errors", "sounds"))
+    extra = [errors[0], *(word["errors"] - word["sounds"] for word in about)]
+    word_errors += sum(max(0, sounds) * word_count // max(1, len(asked)) for sounds in extra)
     if align.BAR in recogniser.labels:
         written = [text for word in words for text in letters_of(word)]
         import torchaudio.functional as AF
 
         word_errors, word_count = AF.edit_distance(written, [text for text in heard if text]), len(written)
+    else:
+        heard = [places[0], *(word["heard"] for word in about)]
 
     # Where the words are.
     labels = {label: i for i, label in enumerate(recogniser.labels) if i != align.BLANK}
@@ -92,37 +101,12 @@ def measures(wave: Tensor, rate_hz: int, record: dict, recogniser: Recogniser) -
              for word, span, own in zip(about, spans, tokens) if own]
 
     length_s = wave.shape[1] / rate_hz
-    settings = record.get("settings", {})
-    end_s = settings.get("to") or settings.get("duration")
-    wanted_s = end_s - (settings.get("from_") or 0) if end_s else length_s
-    row = {"words": about, "heard": " ".join(heard), "word_errors": word_errors, "word_count": word_count,
-           "sound_errors": sum(errors), "sound_count": len(asked), "length_error_s": abs(length_s - wanted_s),
+    wanted_s = length_of(record) or length_s
+    row = {"words": about, "heard": " ".join(filter(None, heard)),
+           "word_errors": word_errors, "word_count": word_count, "sound_errors": sum(errors),
+           "sound_count": len(asked), "length_error_s": abs(length_s - wanted_s),
            **sound_of(wave, rate_hz), **outside_words(voice, voice_hz, words)}
     return row | {name: metric.total(metric.values(row)) for name, metric in METRICS.items()}
-
-
-def misheard(asked: Sequence[str], heard: Sequence[str]) -> list[int]:
-    """Errors by place (n + 1,): before the first, then at each of the n asked. They sum to the edit distance.
-
-    An extra sound counts at the asked one before it.
-    """
-    cost = np.add.outer(np.arange(len(asked) + 1), np.arange(len(heard) + 1))        # right at its borders
-    for i, a in enumerate(asked, 1):
-        for j, b in enumerate(heard, 1):
-            cost[i, j] = min(cost[i - 1, j - 1] + (a != b), cost[i - 1, j] + 1, cost[i, j - 1] + 1)
-    errors, i, j = [0] * (len(asked) + 1), len(asked), len(heard)
-    while i or j:
-        if i and j and asked[i - 1] == heard[j - 1]:
-            i, j = i - 1, j - 1
-            continue
-        errors[i] += 1
-        if j and cost[i, j] == cost[i, j - 1] + 1:           # first, so that it counts where all is wrong
-            j -= 1
-        elif j and i and cost[i, j] == cost[i - 1, j - 1] + 1:
-            i, j = i - 1, j - 1
-        else:
-            i -= 1
-    return errors
 
 
 def sound_of(wave: Tensor, rate_hz: int) -> dict[str, float]:
@@ -212,6 +196,7 @@ def metrics_of(rows: list[dict]) -> dict[str, Metric]:
 def summary(rows: list[dict], others: list[dict] = (), seed: int = 0) -> dict[str, dict[str, float]]:
     """For each metric its value over all songs, and the value's 95 % interval, by bootstrap over songs.
 
+    Fewer than LEAST_SONGS songs have no interval: low and high are None.
     Args: rows as `evaluated` makes them, without failed ones; others, rows of the same songs in the same
         order: then the values are differences, rows less others, and each draw takes the same songs of both.
     """
@@ -226,8 +211,8 @@ def summary(rows: list[dict], others: list[dict] = (), seed: int = 0) -> dict[st
 
     for name, metric in metrics_of(rows).items():
         value, *drawn = totals(metric, rows) - (totals(metric, others) if others else 0)
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        made[name] = {"value": float(value), "low": float(low), "high": float(high)}
+        low, high = np.quantile(drawn, (0.025, 0.975)).tolist() if len(rows) >= LEAST_SONGS else (None, None)
+        made[name] = {"value": float(value), "low": low, "high": high}
     return made
 
 
@@ -277,30 +262,53 @@ def scorer_of(text: str, cfg: EvaluateConfig | SingSettings, recogniser: Recogni
 
 # The command
 
-def evaluated(folder: Path, cfg: EvaluateConfig, recogniser: Recogniser, scorers: dict[str, Callable]
-              ) -> tuple[list[dict], list[Tensor]]:
-    """A row for each song of a folder, and the embeddings (pieces, E) of each. A failed row has "error".
+def evaluated(place: Path, cfg: EvaluateConfig, recogniser: Recogniser, scorers: dict[str, Callable]
+              ) -> tuple[list[dict], dict[str, tuple[dict, dict, Tensor | None]]]:
+    """A row for each song of a folder, or for one song; a failed one has "error".
 
-    Raises: UserError if the folder has no songs.
+    Returns: the rows; of each that did not fail, by its id, row, account and embeddings (pieces, E).
+    Raises: UserError if there are no songs.
     """
-    rows, embeddings = [], []
-    for name, path, read in songs_in(folder, cfg.manifest):
+    rows, found = [], {}
+    for name, path, read in songs_in(place, cfg.manifest):
         row = {"id": name, "file": str(path.resolve())}
         try:
             record = read()
             wave, rate_hz = read_wave(path)
             row |= measures(wave, rate_hz, record, recogniser)
             row["scores"] = {text: score(path, record) for text, score in scorers.items()}
-            if recogniser.embed:
-                embeddings.append(recogniser.embed(wave, rate_hz))
+            found[name] = row, record, recogniser.embed and recogniser.embed(wave, rate_hz)
         except READ_ERRORS as e:
             row["error"] = describe(e) if isinstance(e, UserError) else f"{path}: {describe(e)}"
             print(f"error: {row['error']}", file=sys.stderr, flush=True)
         rows.append(row)
     if not rows:
-        raise UserError(f"{folder}: holds no songs with accounts (NAME.mp3 and NAME.mp3.json); expected what "
+        raise UserError(f"{place}: holds no songs with accounts (NAME.mp3 and NAME.mp3.json); expected what "
                         "sample.py wrote, or --manifest")
-    return rows, embeddings
+    return rows, found
+
+
+def compared(ours: dict, theirs: dict, cfg: EvaluateConfig) -> dict:
+    """Compare the songs that were asked for the same words, times and duration; list the others.
+
+    Args: ours and theirs, by id, as `evaluated` returns them.
+    Returns: "against", differences; "left_out", why each of the others is; "frechet_distance", if the
+        recogniser embeds.
+    """
+    why = {name: differing(ours[name][1], theirs[name][1]) if name in ours and name in theirs else
+           f"not measured in {cfg.against if name in ours else cfg.songs}" for name in ours | theirs}
+    left_out = {name: reason for name, reason in why.items() if reason}
+    (rows, _, own), (others, _, other) = ([[side[name][i] for name in why if name not in left_out]
+                                           for i in range(3)] for side in (ours, theirs))
+    made = {"against": summary(rows, others, cfg.seed), "left_out": left_out}
+    print(f"\n{len(rows)} songs of both, less those of {cfg.against}")
+    formats = {name: metric.shown for name, metric in metrics_of(rows).items()}
+    print("\n".join(listed(made["against"], formats)
+                    + [f"  left out: {name}: {reason}" for name, reason in left_out.items()]))
+    if rows and own[0] is not None:
+        made["frechet_distance"] = distance(torch.cat(own), torch.cat(other))
+        print(f"\nFrechet distance to {cfg.against}: {made['frechet_distance']:.3f}")
+    return made
 
 
 def badness(word: dict) -> float:
@@ -309,33 +317,30 @@ def badness(word: dict) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Evaluate a folder's songs."""
+    """Evaluate a folder's songs, or one."""
     cfg = parse(EvaluateConfig, __doc__, argv)
-    if cfg.against and not cfg.against.is_dir():             # told before all songs are listened to
-        raise UserError(f"--against {cfg.against}: there is no such folder")
+    for flag, place in (("", cfg.songs), ("--against ", cfg.against)):
+        if place and not place.exists():                     # told before all songs are listened to
+            raise UserError(f"{flag}{place}: there is no such folder or song")
     recogniser = recogniser_of(cfg)
     scorers = {text: scorer_of(text, cfg, recogniser) for text in cfg.scorer or ()}
     rows, ours = evaluated(cfg.songs, cfg, recogniser, scorers)
-    good = [row for row in rows if "error" not in row]
+    good, others = [row for row in rows if "error" not in row], []
     totals, formats = summary(good, seed=cfg.seed), {name: m.shown for name, m in metrics_of(good).items()}
     print(table(rows, totals, formats))
     made = {"settings": dataclasses.asdict(cfg), "recogniser": {"name": recogniser.name,
             "sha256": recogniser.sha256}, "total": totals}
-    others, theirs = evaluated(cfg.against, cfg, recogniser, scorers) if cfg.against else ([], [])
     if cfg.against:
-        other = {row["id"]: row for row in others if "error" not in row}
-        both = [row for row in good if row["id"] in other]
-        made["against"] = summary(both, [other[row["id"]] for row in both], cfg.seed)
-        print("\n".join([f"\n{len(both)} songs of both, less those of {cfg.against}",
-                         *listed(made["against"], formats)]))
-    if ours and theirs:
-        made["frechet_distance"] = distance(torch.cat(ours), torch.cat(theirs))
-        print(f"\nFrechet distance to {cfg.against}: {made['frechet_distance']:.3f}")
-    out = cfg.out or cfg.songs
+        others, theirs = evaluated(cfg.against, cfg, recogniser, scorers)
+        made |= compared(ours, theirs, cfg)
+    out, prefix = cfg.out or cfg.songs, ""
+    if cfg.songs.is_file():                                  # beside it, and not in place of its folder's
+        out, prefix = cfg.out or cfg.songs.parent, f"{cfg.songs.name}."
     make_folder(out)
-    write_json(out / "evaluation.json", made | {"songs": rows}, allow_nan=False)
-    write_text(out / "report.html", report(rows, totals, formats, badness, out), "ascii")
-    print(f"\n{(out / 'report.html').resolve()}")
+    write_json(out / f"{prefix}evaluation.json", made | {"songs": rows}, allow_nan=False)
+    page = out / f"{prefix}report.html"
+    write_text(page, report(rows, totals, formats, badness, out), "ascii")
+    print(f"\n{page.resolve()}")
     if any("error" in row for row in rows + others):
         sys.exit(1)
 

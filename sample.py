@@ -165,7 +165,7 @@ class Model:
         self.network = load_model(files.weights, self.preset.model, device, getattr(torch, dtype))
         for block in self.network.transformer_blocks if compile else ():
             block.compile(dynamic=True)          # once for all lengths
-        self.codec = make_codec(self.preset.codec, files.codec, device)
+        self.codec = make_codec(self.preset.codec, files.codec, device, trust=files.trust_vae)
 
     def latents(self, prompt: Prompt, seed: int, cfg: SampleConfig, progress=lambda steps: steps) -> Tensor:
         """A song's latents (1, T, C), on the CPU."""

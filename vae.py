@@ -24,6 +24,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from config import CodecConfig, UserError
 from sung import SungCodec, load_sung, whole_frames
 from support.files import reading
+from support.torchscript import script_tensors
 
 DILATIONS = (1, 3, 9)                  # of a level's residual units
 CHUNK, OVERLAP = 128, 32               # latent frames decoded at once, as published with JAM
@@ -252,14 +253,6 @@ def fit(tensors: dict[str, Tensor], config: CodecConfig, place: str,
     return model
 
 
-def is_script(path: Path) -> bool:
-    """Whether a file is a TorchScript archive."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file or of a PyTorch checkpoint, perhaps below `state_dict`."""
     if path.suffix == ".safetensors":
@@ -269,54 +262,64 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {k: v for k, v in saved.items() if isinstance(v, Tensor)}
 
 
-def adopt(script: torch.jit.ScriptModule, config: CodecConfig, path: Path) -> Oobleck | Scripted:
-    """Oobleck with a TorchScript file's weights, if they fit and compute the same; else the script itself.
+def adopt(tensors: dict[str, Tensor], config: CodecConfig, path: Path, trust: bool) -> Oobleck | Scripted:
+    """Oobleck with a TorchScript file's tensors, if they fit and, as far as known, compute the same.
 
-    Raises: ValueError if it does not decode latents of the config's sizes.
+    Only with `trust` does the file's code run: to compare, and as the decoder if its tensors do not do.
+    Raises: UserError if its code is needed and not trusted; ValueError if it does not decode latents of the
+        config's sizes.
     """
+    prefixes = {name[:name.rfind("decoder.")] for name in tensors if "decoder." in name}
+    try:
+        model = fit(tensors, config, str(path), sorted(prefixes) or [""])
+    except UserError as e:
+        if not trust:
+            raise UserError(f"{e}; its own code would be needed, which --trust-vae runs, for a file that you "
+                            "trust") from None
+        model, fault = None, e
+    if not trust:
+        print(f"{path}: a TorchScript file; its weights are taken, its code is not run")
+        return model
     latent = torch.randn(1, config.latent_dim, 4, generator=torch.Generator().manual_seed(0))
+    script = torch.jit.load(path, map_location="cpu")
     with torch.inference_mode():
         wanted = script.decode_export(latent)
-    if wanted.shape != (1, config.wave_channels, 4 * config.hop):
-        raise ValueError(f"4 frames decode to {tuple(wanted.shape)}")
-    weights = script.state_dict()
-    prefixes = {name[:name.rfind("decoder.")] for name in weights if "decoder." in name}
-    try:
-        model = fit(weights, config, str(path), sorted(prefixes) or [""])
-        with torch.inference_mode():
+        if wanted.shape != (1, config.wave_channels, 4 * config.hop):
+            raise ValueError(f"4 frames decode to {tuple(wanted.shape)}")
+        if model:
             off = (model.decode(latent) - wanted).abs().max() / wanted.abs().max()
-        if not off < 1e-3:
-            raise UserError(f"{path}: computes something else from the same weights, {off:.1e} apart")
-    except UserError as e:
-        print(f"{e}; its TorchScript is run as it is")
-        return Scripted(script)
-    print(f"{path}: a TorchScript file; its weights are taken, its code is not needed")
-    return model
+            if off < 1e-3:
+                print(f"{path}: a TorchScript file; its weights are taken, and compute what its code does")
+                return model
+            fault = f"{path}: computes something else from the same weights, {off:.1e} apart"
+    print(f"{fault}; its TorchScript is run as it is")
+    return Scripted(script)
 
 
 def load_oobleck(path: Path, config: CodecConfig, device: torch.device | str = "cpu",
-                 dtype: torch.dtype = torch.float32) -> Oobleck | Scripted:
+                 dtype: torch.dtype = torch.float32, trust: bool = False) -> Oobleck | Scripted:
     """Read an autoencoder: diffusers' or stable-audio-tools' layout, any weight norm, or TorchScript.
 
+    Args: trust, whether a TorchScript file's code may run.
     Returns: a folded Oobleck, or Scripted (then in float32), ready to run, without gradients.
     Raises: UserError if the file is missing, corrupt, or another network's, with the tensors that tell.
     """
     with reading(path, "not an autoencoder's weights (safetensors, TorchScript or a checkpoint of tensors)",
                  zipfile.BadZipFile), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-        if is_script(path):
-            model = adopt(torch.jit.load(path, map_location="cpu"), config, path)
-        else:
-            model = fit(read_tensors(path), config, str(path))
+        scripted = script_tensors(path)
+        model = (fit(read_tensors(path), config, str(path)) if scripted is None else
+                 adopt(scripted, config, path, trust))
     model.eval().requires_grad_(False)
     return model.to(device) if isinstance(model, Scripted) else model.to(device, dtype).fold()
 
 
 def make_codec(config: CodecConfig, path: Path | None = None, device: torch.device | str = "cpu",
-               dtype: torch.dtype = torch.float32) -> SungCodec | OobleckCodec:
+               dtype: torch.dtype = torch.float32, trust: bool = False) -> SungCodec | OobleckCodec:
     """Build the codec that a preset names.
 
-    Args: path, the file of its weights; device and dtype of oobleck. sung stays on the CPU, in float32.
+    Args: path, the file of its weights; device and dtype of oobleck, and whether its file's code may run.
+        sung stays on the CPU, in float32.
     Raises: UserError for an unknown kind, or for weights that are missing or do not fit.
     """
     if config.kind not in ("sung", "oobleck"):
@@ -325,7 +328,7 @@ def make_codec(config: CodecConfig, path: Path | None = None, device: torch.devi
         raise UserError(f"codec {config.kind}: needs the file of its weights")
     if config.kind == "sung":
         return SungCodec(config, load_sung(path, config))
-    model = load_oobleck(path, config, device, dtype)
+    model = load_oobleck(path, config, device, dtype, trust)
     return OobleckCodec(config, model, device, torch.float32 if isinstance(model, Scripted) else dtype)
 
 

@@ -29,7 +29,7 @@ class CheckpointSamples:
                  device: torch.device, decoder: Path):
         self.folder, self.preset, self.device = cfg.out / "samples", preset, device
         self.bf16 = cfg.bf16 and device.type == "cuda"       # where it is fast; elsewhere exact
-        self.codec = make_codec(preset.codec, decoder, device)
+        self.codec = make_codec(preset.codec, decoder, device, trust=cfg.trust_vae)
         song = next(song for song in range(len(shards)) if not shards[song, 0]["broken"])
         item = shards[song, 0]
         words = [{"word": word["phoneme"]} | word for word in json.loads(shards.read(song, "json"))["word"]]

@@ -1,9 +1,9 @@
 """What evaluate.py listens with: recognisers of sung words, and scorers that need no recogniser.
 
 Read `Recogniser`, then `small_ear` (songs of the embedded model, by the network `Ear`, which baby/ear.py
-trains) or `wav2vec2` (real songs), `likeliest` (what is heard), `find_words` (where the asked words are),
-`outside_scorer`. Axes: B songs, n mel frames of the codec, W channels, N samples, T frames of the recogniser,
-C its classes, E width of an embedding.
+trains) or `wav2vec2` (real songs), `likeliest` (what is heard), `misheard` (beside what was asked),
+`find_words` (where the asked words are), `outside_scorer`. Axes: B songs, n mel frames of the codec,
+W channels, N samples, T frames of the recogniser, C its classes, E width of an embedding.
 """
 
 import functools
@@ -11,7 +11,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,6 +180,26 @@ def likeliest(log_p: Tensor, switch: float) -> list[int]:
     for last in reversed(came):
         path.append(int(last[path[-1]]))
     return [i for i in torch.tensor(path[::-1]).unique_consecutive().tolist() if i != align.BLANK]
+
+
+def misheard(asked: Sequence[str], heard: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Errors, and what is heard, by place (n + 1,): before the first, then at each of the n asked.
+
+    The errors sum to the edit distance. An extra sound counts at the asked one before it.
+    """
+    cost = np.add.outer(np.arange(len(asked) + 1), np.arange(len(heard) + 1))        # right at its borders
+    for i, a in enumerate(asked, 1):
+        for j, b in enumerate(heard, 1):
+            cost[i, j] = min(cost[i - 1, j - 1] + (a != b), cost[i - 1, j] + 1, cost[i, j - 1] + 1)
+    errors, places, i, j = [0] * (len(asked) + 1), [""] * (len(asked) + 1), len(asked), len(heard)
+    while i or j:
+        right = i and j and asked[i - 1] == heard[j - 1]
+        extra = not right and j and cost[i, j] == cost[i, j - 1] + 1     # so it counts where all is wrong
+        missed = not right and not extra and not (j and i and cost[i, j] == cost[i - 1, j - 1] + 1)
+        errors[i] += not right
+        places[i] = ("" if missed else heard[j - 1]) + places[i]
+        i, j = i - (not extra), j - (not missed)
+    return errors, places
 
 
 def find_words(log_p: Tensor, tokens: list[list[int]], bar: int) -> list[align.Span | None]:

@@ -4,7 +4,7 @@ A manifest is a JSON list of {"id", "lrc_path", "duration", "audio_path", "promp
 lyrics, seconds, and the sound file or the text that the style is taken from. "seed" and "style" (a name, a
 vector or a sound file) are optional, and so is "gt_latent", for songs/pairs.py. Paths are relative to the
 manifest or to the working directory, whichever exists. Read `song_of` (an entry becomes a song), `Report`,
-then `songs_in` (the songs of a folder, and what was asked of each).
+then `songs_in` (the songs of a folder, and what was asked of each), `differing`.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ KEYS = ("id", "lrc_path", "duration", "audio_path", "prompt_path", "seed", "styl
 FOLDERS = ("generated", "generated_orig", "cfm_latents")     # songs, in full length, their latents
 LONGEST_ID = 200               # bytes of a file's name, to which endings are added
 LONGEST_S = 1e6                # a longer duration is a mistake
+SAME_S = 0.01                  # times that differ by less are equal: files hold hundredths
 
 
 def is_text(value: object) -> bool:
@@ -175,34 +176,74 @@ class Report:
 
 # Finished songs
 
-def songs_in(folder: Path, manifest: Path | None) -> Iterator[tuple[str, Path, Callable[[], dict]]]:
-    """The songs of a folder: id, sound file, and a function that reads what was asked of it.
+def songs_in(place: Path, manifest: Path | None) -> Iterator[tuple[str, Path, Callable[[], dict]]]:
+    """A song, or the songs of a folder: id, sound file, and a function that reads what was asked of it.
 
     The takes of sample.py --best-of do not count: the best one is there under the song's own name.
     """
-    places = [place for place in (folder, folder / FOLDERS[0]) if place.is_dir()]
+    places = [folder for folder in (place, place / FOLDERS[0]) if folder.is_dir()]
     if manifest is None:
-        for account in sorted(path for place in places for path in place.glob("*.json")):
+        for account in sorted(path for folder in places for path in folder.glob("*.json")):
             if Path(account.stem).suffix.lower() not in READABLE:
                 continue
             with contextlib.suppress(UserError, TypeError):  # a song with a corrupt account is listed
                 if read_json(account).keys() & {"candidate_of", "unfinished"}:
                     continue
             yield Path(account.stem).stem, account.with_suffix(""), functools.partial(read_json, account)
+        if place.is_file():
+            yield place.stem, place, functools.partial(read_json, place.with_name(place.name + ".json"))
         return
     for name, entry in read_manifest(manifest, 1):
-        path = next((path for place in places for ending in READABLE
-                     if (path := place / f"{name}{ending}").is_file()), folder / f"{name}.mp3")
-        account = path.with_name(path.name + ".json")
-        yield name, path, (functools.partial(read_json, account) if account.is_file() else
-                           functools.partial(asked, name, entry, manifest))
+        if not place.is_file() or place.stem == name:
+            path = place if place.is_file() else next(
+                (path for folder in places for ending in READABLE
+                 if (path := folder / f"{name}{ending}").is_file()), place / f"{name}.mp3")
+            yield name, path, functools.partial(asked, name, entry, manifest, Path(f"{path}.json"))
 
 
-def asked(name: str, entry: object, manifest: Path) -> dict:
-    """What a manifest's entry asks for, in the form of an account. Raises: UserError."""
+def asked(name: str, entry: object, manifest: Path, account: Path) -> dict:
+    """A song's account or, if there is none, what a manifest's entry asks for, in the same form.
+
+    Raises: UserError, also if the two ask for different songs.
+    """
     song = song_of(name, entry, SampleConfig(manifest=manifest))
     words = formats.read(song.lyrics).sung().words
+    wanted = {"word": [formats.json.word_json(word) for word in words],
+              "settings": {"duration": song.duration_s, "style": song.styles, "style_text": song.texts}}
+    if account.is_file():
+        record = read_json(account)
+        fault = differing(record, wanted)
+        if fault:
+            raise UserError(f"{account}: contradicts {manifest}: {fault}")
+        return record
     if not all(word.timed for word in words):
         raise UserError(f"{song.lyrics}: has words without times; expected the times that were asked for")
-    return {"word": [formats.json.word_json(word) for word in words],
-            "settings": {"duration": song.duration_s, "style": song.styles, "style_text": song.texts}}
+    return wanted
+
+
+def differing(record: dict, other: dict) -> str:
+    """How the song that an account asks for differs from another account's, in words; "" if it does not.
+
+    Times may be SAME_S apart; one that only one of them has is no difference.
+    """
+    def apart(*pair: float | None) -> bool:
+        return None not in pair and not abs(pair[0] - pair[1]) <= SAME_S
+
+    words, others = record["word"], other["word"]
+    if len(words) != len(others):
+        return f"has {len(words)} words, not {len(others)}"
+    for i, (word, wanted) in enumerate(zip(words, others), 1):
+        if word["word"] != wanted["word"]:
+            return f'word {i} is "{word["word"]}", not "{wanted["word"]}"'
+        for side in ("start", "end"):
+            if apart(word.get(side), wanted.get(side)):
+                return f'{side} of word {i} "{word["word"]}" is {word[side]} s, not {wanted[side]} s'
+    seconds = length_of(record), length_of(other)
+    return "lasts {} s, not {} s".format(*seconds) if apart(*seconds) else ""
+
+
+def length_of(record: dict) -> float | None:
+    """The seconds that an account asks for, if it does."""
+    settings = record.get("settings", {})
+    end_s = settings.get("to") or settings.get("duration")
+    return end_s - (settings.get("from_") or 0) if end_s else None

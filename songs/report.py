@@ -7,6 +7,8 @@ from pathlib import Path
 
 from songs.page import fill
 
+# The range of n songs holds the median of all songs with probability 1 - 2 ** (1 - n): of 5 songs with 94 %.
+LEAST_SONGS = 6
 COLUMNS = {"word_error_rate": "WER", "phoneme_error_rate": "PER", "missing": "missing", "onset_s": "onset s",
            "onset_90_s": "90 %", "within_50_ms": "<50 ms", "within_100_ms": "<100 ms", "offset_s": "end s"}
 
@@ -21,28 +23,31 @@ def table(rows: list[dict], totals: dict[str, dict[str, float]], formats: dict[s
         lines.append(f"{row['id']:{width}}{cells}")
     good = [row for row in rows if "error" not in row]
     words = sum(len(row["words"]) for row in good)
-    lines += ["", f"{len(good)} of {len(rows)} songs, {words} words; behind each total its 95 % interval"]
+    lines += ["", f"{len(good)} of {len(rows)} songs, {words} words"]
     return "\n".join(lines + listed(totals, formats))
 
 
 def listed(totals: dict[str, dict[str, float]], formats: dict[str, str]) -> list[str]:
-    """A line for each total."""
-    shown = {name: [formats[name].format(total[key]) for key in ("value", "low", "high")]
+    """A line for each total, with its interval if it has one, and a line about these."""
+    shown = {name: [formats[name].format(x) for x in total.values() if x is not None]
              for name, total in totals.items()}
-    return [f"  {name:20}{value:>9}   {low} to {high}" for name, (value, low, high) in shown.items()]
+    few = any(total["low"] is None for total in totals.values())
+    told = f"too few songs for 95 % intervals, which need {LEAST_SONGS}" if few else "with 95 % intervals"
+    return [*(f"  {name:20}{value:>9}   {' to '.join(ends)}".rstrip()
+              for name, (value, *ends) in shown.items()), f"  {told}"]
 
 
 def report(rows: list[dict], totals: dict[str, dict[str, float]], formats: dict[str, str],
            badness: Callable[[dict], float], folder: Path) -> str:
-    """A page in `folder` that lists the worst song first and its worst words first, and plays each of them.
+    """A page in `folder` that lists the worst song first, its words in their order, and plays each of them.
 
     It loads the songs from where they are, and nothing else. Args: rows as evaluate.py makes them; badness of
-    a word; the rest as for `table`.
+    a word, by which the page can order them, too; the rest as for `table`.
     """
     good = sorted((row for row in rows if "error" not in row), key=lambda row: -row["phoneme_error_rate"])
     songs = [{"id": row["id"], "heard": row["heard"],
               "file": urllib.parse.quote(os.path.relpath(row["file"], folder.resolve())),
               "numbers": [[name, text.format((row["scores"] | row)[name])] for name, text in formats.items()],
-              "words": sorted(row["words"], key=badness, reverse=True)} for row in good]
+              "words": [word | {"badness": badness(word)} for word in row["words"]]} for row in good]
     errors = [f"{row['id']}: {row['error']}" for row in rows if "error" in row]
     return fill("report.html", {"songs": songs, "totals": listed(totals, formats), "errors": errors})

@@ -10,6 +10,7 @@
     log.py           what a training run reports
     stream.py        songs of streamed shards in an order that the seed decides, with exact resume
     tars.py          shards: where they are, and the songs in them
+    torchscript.py   the tensors of a TorchScript file, without its code
     phonemizer.py    checkpoint files of DeepPhonemizer, read safely
     mulan.py         MuQ-MuLan, built from its files on disk
 

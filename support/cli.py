@@ -161,6 +161,7 @@ def read_config(source: str, settings: dict[str, Setting], recipes: Mapping[str,
         # Words, sounds and style are those in the account itself, wherever their files are now.
         values = BEFORE | {name: value for name, value in values["settings"].items() if value is not None} | {
             "lyrics": source, "style": [source], "style_text": None, "lexicon": None, "ignore_style": False}
+    values.pop("trust_vae", None)                            # files are data: only a flag lets code run
     return typed(values, settings, lambda name: f"{path}: {name}")
 
 

@@ -62,6 +62,7 @@ class ModelFiles:
     phonemizer: Path
     codec: Path                          # weights of the decoder
     styles: Path | None                  # the model's named styles
+    trust_vae: bool = False              # whether code in the decoder's file may run
 
 
 # Fetching
@@ -212,8 +213,9 @@ def locate(cfg: SingSettings) -> ModelFiles:
     Raises: UserError for a file that does not exist or cannot be downloaded.
     """
     preset, places = plan(cfg)
-    return ModelFiles(preset, **{part: fetch(place, cfg.offline) if isinstance(place, str) else place
-                                 for part, place in places.items()})
+    found = {part: fetch(place, cfg.offline) if isinstance(place, str) else place
+             for part, place in places.items()}
+    return ModelFiles(preset, **found, trust_vae=cfg.trust_vae)
 
 
 def plan(cfg: SingSettings) -> tuple[Preset, dict[str, Path | str | None]]:

@@ -92,6 +92,19 @@ class Foreign(nn.Module):
         return self.up(latents)
 
 
+class Hostile(Foreign):
+    """A Foreign that writes a file when it decodes."""
+
+    def __init__(self, wave_channels: int, latent_dim: int, hop: int, path: str):
+        super().__init__(wave_channels, latent_dim, hop)
+        self.path = path
+
+    @torch.jit.export
+    def decode_export(self, latents: Tensor) -> Tensor:
+        torch.save(latents, self.path)
+        return self.up(latents)
+
+
 def save_script(module: nn.Module, path: Path) -> None:
     """Write a TorchScript file."""
     with without_warnings():

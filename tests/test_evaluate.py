@@ -3,6 +3,7 @@
 And with the shipped ear, on two ground-truth songs (tests/sung.safetensors: latents, and their words).
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -27,13 +28,13 @@ import style
 from baby import ear as ear_module
 from baby.ear import truth
 from config import PRESETS, EvaluateConfig, UserError
-from evaluate import METRICS, badness, distance, main, measures, misheard, scorer_of, summary
+from evaluate import METRICS, badness, distance, main, measures, scorer_of, summary
 from lyrics import align
 from phonemes import sung_spans
 from songs import listeners
-from songs.listeners import Ear, Recogniser, find_words, level, likeliest, load_ear, recogniser_of, small_ear
-from songs.listeners import wav2vec2
-from songs.report import report
+from songs.listeners import Ear, Recogniser, find_words, level, likeliest, load_ear, misheard, recogniser_of
+from songs.listeners import small_ear, wav2vec2
+from songs.report import report, table
 from sung import whole_frames
 from vae import make_codec
 
@@ -67,6 +68,11 @@ def song(words, seconds=4.0, late_s=0.0):
     return wave[None], {"word": words, "settings": {"duration": seconds}}
 
 
+def at_rate(made):
+    """The first arguments of `measures`, of what `song` returns."""
+    return made[0], RATE, made[1]
+
+
 HELLO = [("həloʊ", 0.5, 1.1), ("wɝld", 1.1, 1.7), ("sæt", 2.2, 2.6)]
 
 
@@ -83,7 +89,8 @@ texts = st.text("abc", max_size=12)
 @given(texts, texts)
 def test_errors_at_each_place_sum_up_to_the_edit_distance(asked, heard):
     """A wrong distance is a wrong error rate; torchaudio's is the reference."""
-    errors = misheard(asked, heard)
+    errors, places = misheard(asked, heard)
+    assert "".join(places) == heard and len(places) == len(errors)
     assert len(errors) == len(asked) + 1 and min(errors) >= 0
     assert sum(errors) == AF.edit_distance(asked, heard)
 
@@ -137,6 +144,21 @@ def test_what_is_sung_beside_the_words_does_not_move_them():
     row = measures(wave + extra, RATE, record, listener())
     assert row["onset_90_s"] <= 0.011 and row["missing"] == 0
     assert row["sound_errors"] == 4 and row["after_s"] == pytest.approx(0.5, abs=0.011)
+
+
+def test_what_nobody_asked_for_costs():
+    """A song that is sung twice, or with words before, between and behind its own, passed for a good one."""
+    words = [("həloʊ", 3.0, 3.6), ("wɝld", 3.6, 4.2), ("sæt", 5.2, 5.6)]
+    wave, record = song(words, 9.0)
+    for shift_s in (-2.8, 2.8):
+        again, _ = song([(word, start + shift_s, end + shift_s) for word, start, end in words], 9.0)
+        row = measures(wave + again, RATE, record, listener())
+        assert row["phoneme_error_rate"] == 1 and row["word_error_rate"] >= 1 and row["missing"] == 0
+    for start in (0.5, 4.4, 7.0):
+        extra, _ = song([("wɝld", start, start + 0.6)], 9.0)
+        row = measures(wave + extra, RATE, record, listener())
+        assert row["sound_errors"] == 4 and row["word_errors"] >= 1, start
+    assert measures(wave, RATE, song([], 9.0)[1], listener())["sound_errors"] == 12
 
 
 def test_doubled_sounds_count_once():
@@ -231,7 +253,8 @@ def rows_of(lateness):
 def test_intervals_hold_the_value_and_differences_are_paired(monkeypatch):
     """Two models on the same songs: an unpaired interval would hide a small steady difference."""
     monkeypatch.setattr(evaluate, "DRAWS", 100)
-    rows, later = rows_of([0, 0.1, 0.2, 0.3]), rows_of([0.02, 0.12, 0.22, 0.32])
+    lateness = [0, 0.1, 0.2, 0.3, 0.1, 0.2]
+    rows, later = rows_of(lateness), rows_of([late_s + 0.02 for late_s in lateness])
     found = summary(rows, seed=1)
     assert found == summary(rows, seed=1)
     for name in ("late_s", "mine", "onset_s"):
@@ -239,7 +262,17 @@ def test_intervals_hold_the_value_and_differences_are_paired(monkeypatch):
     assert found["late_s"]["high"] - found["late_s"]["low"] > 0.1
     paired = summary(later, rows, seed=1)["mine"]
     assert paired == pytest.approx({"value": 0.02, "low": 0.02, "high": 0.02})
-    assert summary(rows[:1])["mine"] == {"value": 0, "low": 0, "high": 0}
+
+
+def test_few_songs_have_no_interval():
+    """Two songs drawn anew are often one of them twice: their interval looked narrow, or of width zero."""
+    rows = rows_of([0.1] * 6)
+    assert summary(rows[:5])["mine"] == {"value": pytest.approx(0.1), "low": None, "high": None}
+    assert summary(rows)["mine"]["low"] == pytest.approx(0.1)
+    for count, told in ((5, True), (6, False)):
+        found = summary(rows[:count])
+        text = table(rows[:count], found, dict.fromkeys(found, "{:.2f}"))
+        assert ("too few songs for 95 % intervals, which need 6" in text, " to " in text) == (told, not told)
 
 
 def test_frechet_distance_of_known_distributions():
@@ -292,6 +325,10 @@ def test_the_ear_does_not_confirm_what_was_asked(sung):
     """As a reward it must tell the words of another song from those that are sung."""
     row = measures(sung["female"][0], 24000, sung["male"][1], small_ear())
     assert row["phoneme_error_rate"] > 0.6 and row["word_error_rate"] > 0.9 and row["missing"] > 0.5
+    wave, record = sung["female"]
+    once, twice = (measures(torch.cat([wave] * n, 1), 24000, record, small_ear()) for n in (1, 2))
+    assert twice["phoneme_error_rate"] > once["phoneme_error_rate"] + 0.7
+    assert twice["word_error_rate"] >= 1 > 0.7 > once["word_error_rate"]
 
 
 def test_the_command(folder, sung, tmp_path, capsys, monkeypatch):
@@ -312,7 +349,7 @@ def test_the_command(folder, sung, tmp_path, capsys, monkeypatch):
     assert [("error" in row, row["id"]) for row in made["songs"]] == [
         (False, "female"), (False, "male"), (True, "x")]
     assert made["total"]["phoneme_error_rate"]["value"] < 0.3 and made["recogniser"]["name"] == "ear"
-    assert set(map(tuple, map(dict.values, made["against"].values()))) == {(0, 0, 0)}
+    assert set(map(tuple, map(dict.values, made["against"].values()))) == {(0, None, None)}
     assert made["frechet_distance"] == pytest.approx(0, abs=1e-3)
     page = (tmp_path / "out" / "report.html").read_text()
     data = re.search('type="application/json" id="data">(.*?)</script>', page)[1]
@@ -322,36 +359,92 @@ def test_the_command(folder, sung, tmp_path, capsys, monkeypatch):
     assert page.count("sha256-") == 2 and "@" not in page.split("<style>")[0]
 
 
-def test_worst_come_first():
-    """The page is for finding faults: those of a long list must not stand at its end."""
-    good, = rows_of([0])
-    wave, record = song([("sæt", 0.5, 1.0), ("həloʊwɝld", 1.2, 2.4)])
+def page_of(rows, folder):
+    """The page of rows that `measures` made, whose sound is folder/a.wav, and what it holds."""
+    rows = [row | {"id": str(i), "file": str(folder / "a.wav"), "scores": {}} for i, row in enumerate(rows)]
+    formats = {name: metric.shown for name, metric in METRICS.items()}
+    text = report(rows, summary(rows), formats, badness, folder)
+    return text, json.loads(re.search('id="data">(.*?)</script>', text)[1])
+
+
+def test_songs_and_words_of_the_page():
+    """The worst song stands first; words out of order say nothing, nor do sounds in one string."""
+    good = measures(*at_rate(song(HELLO)), listener())
+    wave, record = song([("sæt", 0.5, 1.0), ("həloʊwɝld", 1.2, 2.4), ("sæd", 2.5, 3.0)])
     record["word"][1]["phoneme"] = "həloʊwɝlt"
-    bad = measures(wave, RATE, record, listener()) | {"id": "bad", "scores": {}, "file": "/b.wav"}
-    page = report([good | {"file": "/a.wav", "scores": {}}, bad], {}, {}, badness, Path("/"))
-    songs = json.loads(re.search('id="data">(.*?)</script>', page)[1])["songs"]
-    assert songs[0]["id"] == "bad" and songs[0]["words"][0]["errors"] == 1
+    bad = measures(*at_rate((wave, record)), listener())
+    _, data = page_of([good, bad], Path("/"))
+    assert [song["id"] for song in data["songs"]] == ["1", "0"]
+    assert data["songs"][0]["heard"] == "sæt həloʊwɝld sæd"
+    words = data["songs"][0]["words"]
+    assert [word["heard"] for word in words] == ["sæt", "həloʊwɝld", "sæd"]
+    assert [word["word"] for word in words] == ["sæt", "həloʊwɝld", "sæd"]
+    assert max(words, key=lambda word: word["badness"])["word"] == "həloʊwɝld"
+    assert "too few songs for 95 % intervals" in data["totals"][-1]
+    extra = measures(*at_rate((wave + song([("oʊ", 0.1, 0.3)])[0], record)), listener())
+    assert extra["heard"] == "oʊ sæt həloʊwɝld sæd"
 
 
-def test_the_page_plays_words(folder):
-    """In a real browser: a click on a word plays it where it was found, and stops behind it."""
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser, where there is one."""
     if find_browser() is None:
         pytest.skip("no chromium or chrome on this machine: the page is not tried in a browser")
+    with browsing() as started:
+        yield started
+
+
+def test_the_page_on_a_phone_and_on_a_screen(browser, tmp_path):
+    """Letters below each other, words beyond the edge, a player squeezed until it had no button to play."""
+    soundfile.write(tmp_path / "a.wav", torch.zeros(8000).numpy(), 8000)
+    row = measures(*at_rate(song(HELLO)), listener())
+    row |= {"heard": "həloʊ " * 400, "words": 40 * row["words"] + [row["words"][0] | {
+        "word": "o" * 90, "heard": "ʊ" * 90, "errors": 5}]}
+    (tmp_path / "report.html").write_text(page_of([row] * 6, tmp_path)[0])
+    seen = "h1, h2, p, pre, dt, dd, .words button, audio"
+    for width, phone in ((390, True), (1280, False)):
+        browser.open((tmp_path / "report.html").as_uri(), width, 800, phone=phone)
+        fits = (f"(e, box = e.getBoundingClientRect()) => box.right <= {width} && box.width > 8 && "
+                "e.scrollWidth <= e.clientWidth + 1")
+        assert browser.value(f"[...document.querySelectorAll('{seen}')].every(e => ({fits})(e))")
+        assert browser.value(f"document.documentElement.scrollWidth <= {width}")
+        assert browser.value("document.querySelector('.words button').getBoundingClientRect().width") > 40
+        assert browser.value("document.querySelector('audio').getBoundingClientRect().width") > 250
+        browser.click("document.querySelector('audio')", 0.08)           # where its button is
+        browser.wait("!document.querySelector('audio').paused || document.querySelector('audio').ended")
+    assert not browser.errors
+
+
+def test_the_page_shows_the_worst_words_first_if_asked(browser, tmp_path):
+    """Who looks for faults wants them first; who reads wants the song."""
+    soundfile.write(tmp_path / "a.wav", torch.zeros(8000).numpy(), 8000)
+    row = measures(*at_rate(song(HELLO)), listener())
+    row["words"] = [word | {"errors": errors} for word, errors in zip(row["words"], (0, 1, 3))]
+    (tmp_path / "report.html").write_text(page_of([row], tmp_path)[0])
+    browser.open((tmp_path / "report.html").as_uri())
+    words = "[...document.querySelectorAll('.words button')].map(b => b.textContent.split(' ')[0]).join(' ')"
+    for shown in ("həloʊ wɝld sæt", "sæt wɝld həloʊ", "həloʊ wɝld sæt"):
+        assert browser.value(words) == shown
+        browser.click("document.querySelector('#worst')")
+    assert browser.value("[...document.querySelectorAll('button.bad')].length") == 2
+
+
+def test_the_page_plays_words(browser, folder):
+    """In a real browser: a click on a word plays it where it was found, and stops behind it."""
     main([str(folder)])
     row = next(row for row in json.loads((folder / "evaluation.json").read_text())["songs"])
-    with browsing() as browser:
-        browser.open((folder / "report.html").as_uri())
-        audio = f"[...document.querySelectorAll('audio')].find(a => a.src.includes('{row['id']}.wav'))"
-        word = row["words"][3]
-        browser.value(f"window.heard = []; {audio}.addEventListener('timeupdate', e => heard.push("
-                      "e.target.currentTime))")
-        browser.click(f"[...{audio}.closest('tr').querySelectorAll('button')].find(b => "
-                      f"b.textContent.startsWith('{word['word']} '))")
-        browser.wait(f"heard.length && {audio}.paused")
-        heard = browser.value("heard")
-        assert heard[0] == pytest.approx(word["found"][0] - 0.1, abs=0.3)
-        assert heard[-1] == pytest.approx(word["found"][1] + 0.1, abs=0.4)
-        assert browser.value("document.querySelectorAll('tr').length") == 2 and not browser.errors
+    browser.open((folder / "report.html").as_uri())
+    audio = f"[...document.querySelectorAll('audio')].find(a => a.src.includes('{row['id']}.wav'))"
+    word = row["words"][3]
+    browser.value(f"window.heard = []; {audio}.addEventListener('timeupdate', e => heard.push("
+                  "e.target.currentTime))")
+    browser.click(f"[...{audio}.closest('article').querySelectorAll('button')].find(b => "
+                  f"b.textContent.startsWith('{word['word']} '))")
+    browser.wait(f"heard.length && {audio}.paused")
+    heard = browser.value("heard")
+    assert heard[0] == pytest.approx(word["found"][0] - 0.1, abs=0.3)
+    assert heard[-1] == pytest.approx(word["found"][1] + 0.1, abs=0.4)
+    assert browser.value("document.querySelectorAll('article').length") == 2 and not browser.errors
 
 
 def test_a_manifest_and_its_audio(folder, sung, tmp_path):
@@ -359,8 +452,9 @@ def test_a_manifest_and_its_audio(folder, sung, tmp_path):
     record = sung["female"][1]
     (folder / "female.wav.json").unlink()
     (folder / "words.json").write_text(json.dumps(record["word"]))
+    (folder / "male.txt").write_text(" ".join(word["word"] for word in sung["male"][1]["word"]))
     entries = [{"id": "female", "lrc_path": "words.json", "duration": 4.71},
-               {"id": "male", "lrc_path": "words.json"}, {"id": "lost", "lrc_path": "words.json"}]
+               {"id": "male", "lrc_path": "male.txt"}, {"id": "lost", "lrc_path": "words.json"}]
     (folder / "input.json").write_text(json.dumps(entries))
     with pytest.raises(SystemExit):
         main([str(folder), "--manifest", str(folder / "input.json"), "-o", str(tmp_path / "out")])
@@ -370,16 +464,104 @@ def test_a_manifest_and_its_audio(folder, sung, tmp_path):
     assert "no such file" in lost["error"]
 
 
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Write a song for the stand-in, which then listens, and its account; returns the song's path."""
+    ear = listener(hear=lambda wave, rate_hz: listener().hear(2 * wave, rate_hz),
+                   embed=lambda wave, rate_hz: wave.view(-1, 2)[:1000])
+    monkeypatch.setattr(evaluate, "recogniser_of", lambda cfg: ear)
+    monkeypatch.setattr(evaluate, "DRAWS", 20)
+
+    def write(name, words=HELLO, seconds=4.0, late_s=0.0, asked=None):
+        path, (wave, record) = tmp_path / name, song(words, seconds, late_s)
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, wave[0].numpy() / 2, RATE, subtype="FLOAT")
+        Path(f"{path}.json").write_text(json.dumps(song(*asked)[1] if asked else record))
+        return path
+    return write
+
+
+def told(out, *args):
+    """What evaluation.json says of a run of the command, whose exit code may be 1."""
+    with contextlib.suppress(SystemExit):
+        main([*map(str, args)])
+    return json.loads(out.read_text())
+
+
+def test_only_songs_that_were_asked_for_the_same_are_compared(written, tmp_path, capsys):
+    """Easier words, later times or a shorter song in one of two folders made its model the better one."""
+    hello, later = HELLO[0], [(word, start + 0.5, end + 0.5) for word, start, end in HELLO]
+    for folder, late_s in (("a", 0.1), ("b", 0.0)):
+        written(f"{folder}/same.wav", late_s=late_s)
+        written(f"{folder}/rounded.wav", [("sæt", 1.0 + late_s / 20, 2.0)], late_s=late_s)
+    for name, words, seconds in (("words", [hello, ("wɝd", 1.1, 1.7), HELLO[2]], 4.0), ("length", HELLO, 5.0),
+                                 ("fewer", [hello], 4.0), ("times", later, 4.0)):
+        written(f"a/{name}.wav", words, seconds)
+        written(f"b/{name}.wav")
+    written("a/mine.wav")
+    written("b/theirs.wav")
+    (tmp_path / "b/theirs.wav").write_bytes(b"RIFF")
+    made = told(tmp_path / "a/evaluation.json", tmp_path / "a", "--against", tmp_path / "b")
+    assert made["left_out"] == {
+        "words": 'word 2 is "wɝd", not "wɝld"', "times": 'start of word 1 "həloʊ" is 1.0 s, not 0.5 s',
+        "fewer": "has 1 words, not 3", "length": "lasts 5.0 s, not 4.0 s",
+        "mine": f"not measured in {tmp_path / 'b'}"}
+    assert made["against"]["late_s"]["value"] == pytest.approx(0.1, abs=0.011)
+    assert made["frechet_distance"] == pytest.approx(0, abs=1e-3)
+    said = capsys.readouterr().out
+    assert f"2 songs of both, less those of {tmp_path / 'b'}\n" in said and said.count("too few songs") == 1
+    assert f"left out: mine: not measured in {tmp_path / 'b'}" in said
+
+
+def test_one_song(written, tmp_path):
+    """A song's own file was no folder of songs; its result must not take the place of its folder's."""
+    path, other = written("a/one.wav", late_s=0.1), written("b/one.wav")
+    written("a/two.wav")
+    made = told(tmp_path / "a/one.wav.evaluation.json", path, "--against", other)
+    assert [row["id"] for row in made["songs"]] == ["one"] and (tmp_path / "a/one.wav.report.html").is_file()
+    assert made["against"]["late_s"]["value"] == pytest.approx(0.1, abs=0.011)
+    (tmp_path / "words.json").write_text(json.dumps(song(HELLO)[1]["word"]))
+    (tmp_path / "input.json").write_text(json.dumps([{"id": name, "lrc_path": "words.json"} for name in
+                                                     ("one", "two")]))
+    Path(f"{path}.json").unlink()
+    made = told(tmp_path / "a/one.wav.evaluation.json", path, "--manifest", tmp_path / "input.json")
+    assert [(row["id"], row["missing"]) for row in made["songs"]] == [("one", 0)]
+    made = told(tmp_path / "a/evaluation.json", tmp_path / "a")
+    assert [row["id"] for row in made["songs"]] == ["two"]
+
+
+def test_an_account_that_contradicts_its_manifest(written, tmp_path):
+    """Which of the two a song was measured by was not told: a manifest's words went unread."""
+    (tmp_path / "words.json").write_text(json.dumps(song(HELLO)[1]["word"]))
+    (tmp_path / "words.txt").write_text("həloʊ wɝld\nsæt\n")
+    asked = {"good": (HELLO,), "words": (HELLO[:2],), "times": ([*HELLO[:2], ("sæt", 2.2, 2.7)],),
+             "length": (HELLO, 3.0), "planned": ([(word, start + 1, end + 1) for word, start, end in HELLO],),
+             "other": ([*HELLO[:2], ("tæs", 2.2, 2.6)],)}
+    entries = [{"id": name, "lrc_path": "words.txt" if name in ("planned", "other") else "words.json",
+                "duration": 4.0} for name in asked]
+    for name, own in asked.items():
+        written(f"{name}.wav", asked=own)
+    (tmp_path / "input.json").write_text(json.dumps(entries))
+    rows = told(tmp_path / "evaluation.json", tmp_path, "--manifest", tmp_path / "input.json")["songs"]
+    errors = {row["id"]: row["error"] for row in rows if "error" in row}
+    assert errors == {name: f"{tmp_path / name}.wav.json: contradicts {tmp_path / 'input.json'}: {fault}"
+                      for name, fault in {
+        "words": "has 2 words, not 3", "times": 'end of word 3 "sæt" is 2.7 s, not 2.6 s',
+        "length": "lasts 3.0 s, not 4.0 s", "other": 'word 3 is "tæs", not "sæt"'}.items()}
+
+
 @pytest.mark.parametrize("args, text", [
     ([], "holds no songs with accounts"), (["--recogniser", "nose"], "expected one of ear, wav2vec2"),
     (["--scorer", "taste"], "expected phonemes, timing, style"), (["--scorer", "nowhere:f"], "nowhere"),
     (["--scorer", "json:taste"], "taste"), (["--scorer", "songeval"], "songeval"),
-    (["--against", "nowhere"], "--against nowhere: there is no such folder")])
+    (["--against", "nowhere"], "--against nowhere: there is no such folder or song")])
 def test_mistakes_are_told_in_one_line(tmp_path, args, text):
     """A mistake should end at once, with what would be accepted."""
     with pytest.raises(UserError, match=text) as caught:
         main([str(tmp_path), *args])
     assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"nowhere\.wav: there is no such folder or song"):
+        main([str(tmp_path / "nowhere.wav")])
 
 
 # Scorers

@@ -4,19 +4,23 @@ inaudible.
 
 import dataclasses
 import itertools
+import json
 import math
 import pickle
+import zipfile
 
 import golden as names
 import pytest
 import torch
 from safetensors.torch import save_file
-from standin_vae import Fitting, Foreign, Wrapped, save_script
+from standin_vae import Fitting, Foreign, Hostile, Wrapped, save_script
 from torch import nn
 
 import vae
-from config import PRESETS, CodecConfig, UserError
+from config import PRESETS, CodecConfig, SampleConfig, TrainConfig, UserError
 from sung import SungCodec
+from support.cli import parse
+from tools.prepare import PrepareConfig
 from vae import Oobleck, OobleckCodec, Scripted, chunks, layouts, load_oobleck, make_codec, silence_of
 
 CONFIG = PRESETS["baby"].codec
@@ -317,7 +321,7 @@ def test_broken_files(tensors, tmp_path):
     """A traceback, or a pickle's code that runs, for a cut download or another kind of file."""
     save_file(tensors, tmp_path / "whole.safetensors")
     torch.save(tensors, tmp_path / "whole.pt")
-    save_script(Foreign(2, 4, 32), tmp_path / "script.pt")
+    save_script(Fitting(random_model()), tmp_path / "script.pt")
     files = {"junk.safetensors": b"junk" * 99, "junk.pt": b"junk" * 99, "empty.bin": b"",
              "zip.pt": b"PK\x05\x06" + b"\x01" * 16 + b"\0\0", "foreign.pt": pickle.dumps(Command(), 2),
              **{f"cut.{p.name}": p.read_bytes()[:-200] for p in tmp_path.iterdir()}}
@@ -344,17 +348,52 @@ def test_script_whose_weights_fit(wrap, model, tmp_path, capsys, recwarn):
     loaded = load_oobleck(path, TINY, dtype=torch.bfloat16)
     assert isinstance(loaded, Oobleck) and next(loaded.parameters()).dtype == torch.bfloat16
     said = capsys.readouterr().out
-    assert said == f"{path}: a TorchScript file; its weights are taken, its code is not needed\n"
-    wave = make_codec(TINY, path).decode(latents(10))
+    assert said == f"{path}: a TorchScript file; its weights are taken, its code is not run\n"
     want = model.decode(latents(10).transpose(1, 2))
-    assert error(wave, want) < 1e-6 * want.abs().max()
+    for trust in (False, True):
+        codec = make_codec(TINY, path, trust=trust)
+        assert isinstance(codec.model, Oobleck)
+        assert error(codec.decode(latents(10)), want) < 1e-6 * want.abs().max()
     assert not list(recwarn)
+
+
+def test_a_script_is_not_run_to_find_out_what_it_is(tmp_path, monkeypatch):
+    """A file's code ran before the file was refused, and wrote where it liked; so could its pickle."""
+    path, target = tmp_path / "vae.pt", tmp_path / "written"
+    save_script(Hostile(2, 4, 32, str(target)), path)
+    with monkeypatch.context() as patched, pytest.raises(UserError) as caught:
+        patched.setattr(torch.jit, "load", lambda *args, **kwargs: pytest.fail("compiled"))
+        make_codec(TINY, path)
+    assert str(caught.value).startswith(f"{path}: not this autoencoder's weights: ")
+    assert "its own code would be needed, which --trust-vae runs" in str(caught.value)
+    assert "\n" not in str(caught.value) and not target.exists()
+    make_codec(TINY, path, trust=True)
+    assert target.exists()                                   # so it would have been
+
+    save_script(Fitting(random_model()), path)
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "pickle.pt", "w") as other:
+        for name in archive.namelist():
+            hostile = pickle.dumps(Command(), 2) if name.endswith("data.pkl") else None
+            other.writestr(name, hostile or archive.read(name))
+    with pytest.raises(UserError, match=r"pickle\.pt: holds \w+\.eval, which is no tensor"):
+        make_codec(TINY, tmp_path / "pickle.pt")
+
+
+def test_only_a_flag_lets_code_run(tmp_path):
+    """A settings file, or a song's account, that somebody passes on together with a decoder's file."""
+    for name, values in (("a", {"trust_vae": True}), ("b", {"settings": {"trust_vae": True}, "request": {}})):
+        (tmp_path / name).write_text(json.dumps(values))
+        args = ["--config", str(tmp_path / name)]
+        for cls in (SampleConfig, TrainConfig, PrepareConfig):
+            if name == "a" or cls is SampleConfig:
+                assert not parse(cls, "", args).trust_vae
+                assert parse(cls, "", [*args, "--trust-vae"]).trust_vae
 
 
 def test_script_that_computes_something_else(model, tmp_path, capsys):
     """Weights that fit taken for the network that they are not from."""
     save_script(Fitting(random_model(), gain=1.1), tmp_path / "vae.pt")
-    loaded = load_oobleck(tmp_path / "vae.pt", TINY)
+    loaded = load_oobleck(tmp_path / "vae.pt", TINY, trust=True)
     assert isinstance(loaded, Scripted) and "computes something else" in capsys.readouterr().out
     x = latents(10).transpose(1, 2)
     assert error(loaded.decode(x), 1.1 * model.decode(x)) < 1e-5
@@ -364,13 +403,13 @@ def test_script_whose_weights_do_not_fit(tmp_path, capsys):
     """A TorchScript file of unknown insides that is refused; softplus forgotten, or applied twice."""
     foreign, path = Foreign(2, 4, 32).requires_grad_(False), tmp_path / "vae.pt"
     save_script(foreign, path)
-    codec = make_codec(TINY, path, dtype=torch.bfloat16)
+    codec = make_codec(TINY, path, dtype=torch.bfloat16, trust=True)
     said = capsys.readouterr().out
     assert isinstance(codec.model, Scripted) and said.count("\n") == 1
     assert said.startswith(f"{path}: ") and said.endswith("; its TorchScript is run as it is\n")
     z = latents(300, 2)
     assert error(codec.decode(z), foreign.up(z.transpose(1, 2))) < 0.05          # latents went in as bfloat16
-    codec = make_codec(TINY, path)
+    codec = make_codec(TINY, path, trust=True)
     wave = codec.decode(z)
     assert error(wave, foreign.up(z.transpose(1, 2))) < 1e-6
     mean, raw = foreign.down(wave).chunk(2, 1)
@@ -384,7 +423,7 @@ def test_script_of_other_sizes(script, tmp_path):
     """An autoencoder of another model, found out at the end of a long sampling."""
     save_script(script, tmp_path / "vae.pt")
     with pytest.raises(UserError, match=r"vae.pt: not an autoencoder's weights \(.*\): "):
-        load_oobleck(tmp_path / "vae.pt", TINY)
+        load_oobleck(tmp_path / "vae.pt", TINY, trust=True)
 
 
 def test_make_codec_mistakes():

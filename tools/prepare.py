@@ -135,7 +135,7 @@ class Converter:
         codec = choose_codec(SampleConfig(model=cfg.preset, vae=cfg.vae), self.preset,
                              find(Path("weights", cfg.preset, WEIGHTS)))
         codec_file = fetch(codec, cfg.offline) if isinstance(codec, str) else codec
-        self.codec = make_codec(self.preset.codec, codec_file, device)
+        self.codec = make_codec(self.preset.codec, codec_file, device, trust=cfg.trust_vae)
         if self.preset.codec.kind == "sung":
             self.assets[CODEC] = codec_file
         self.reader = reader(phonemizer, cfg.lexicon)

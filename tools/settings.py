@@ -23,6 +23,7 @@ class PrepareConfig(ReadSettings):
     phonemizer: Path | None = None              # a DeepPhonemizer checkpoint; default: the model's own
     vae: str | None = None                      # encoder: diffrhythm, stable-audio, or a local file;
                                                 #   default: diffrhythm, if the model needs one
+    trust_vae: bool = False                     # let a TorchScript encoder run code of its own
     # style
     style: tuple[str, ...] | None = None        # style of all songs without a NAME.style.npy (.pt,
                                                 #   .safetensors) of their own: one that the model names, or

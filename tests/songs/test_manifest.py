@@ -126,6 +126,18 @@ def test_outputs(jam, inputs, tmp_path, capsys):
     assert "its weights are taken" in capsys.readouterr().out         # which way the TorchScript file went
 
 
+def test_a_decoder_of_another_network(jam, inputs, tmp_path, capsys):
+    """Its code must not run unasked, and must run when asked: --trust-vae has to reach the decoder."""
+    standin_vae.save_script(standin_vae.Foreign(2, 8, 512), tmp_path / "vae.pt")
+    change(inputs, 1, lrc_path="inputs/none.json")
+    change(inputs, 2, lrc_path="inputs/none.json")
+    flags = ["--vae", tmp_path / "vae.pt"]
+    with pytest.raises(UserError, match="its own code would be needed, which --trust-vae runs"):
+        run(jam, inputs, tmp_path / "out", *flags)
+    _, metadata = run(jam, inputs, tmp_path / "out", *flags, "--trust-vae")
+    assert metadata[0]["status"] == "made" and "TorchScript is run as it is" in capsys.readouterr().out
+
+
 def test_two_processes_and_one_broken_song(jam, inputs, tmp_path):
     """Songs that depend on how many processes make them; a broken one that takes the others with it."""
     change(inputs, 0, lrc_path="inputs/none.json")
