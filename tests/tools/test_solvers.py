@@ -12,7 +12,7 @@ from tools.solvers import EULER, FAST, WINDOW, Case, main, table_of_errors
 
 
 def test_best():
-    """A sampler that is cheaper but worse than 48 calls of Euler, or as good but not the cheapest, in bold."""
+    """A bold sampler that errs more than 48 calls of Euler, or is not the cheapest."""
     errors = {EULER: (0.02, 0.04), FAST: (0.03, 0.03), Case("ab2", 12): (0.02, 0.03),
               Case("ab2", 8): (0.0, 0.07), Case("ab2", 16): (0.01, 0.01)}
     errors = {case: np.array(values) for case, values in errors.items()}
