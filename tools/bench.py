@@ -3,8 +3,8 @@
     python -m tools.bench --dtype bfloat16
     python -m tools.bench --what train --steps 1 --gradient-checkpointing
 
-Read `bench_sample` and `bench_train`; measuring.py counts memory. `--suite` measures all that matters of a
-machine in minutes, beside the plain form of the network: read suite.py.
+Read `bench_sample` and `bench_train`; what they share with a suite, which measures a machine in minutes, is
+in suite.py.
 
     python -m tools.bench --suite gpu --out runs/gpu
 """
@@ -23,8 +23,7 @@ from sampler import sample_windows, time_grid
 from support.cli import parse, run
 from support.log import matmul_rate
 from support.processes import pick_device
-from tools import suite
-from tools.measuring import GIB, codec_of, measure, training
+from tools.suite import GIB, Sizes, codec_of, measure, measured, training
 from train import training_flops
 
 
@@ -42,7 +41,8 @@ class BenchConfig(Settings):
                                                 #   of which is not timed (1 on a CPU: count memory alone)
     batch: int = within(1, 1)                   # songs of an optimizer step
     gradient_checkpointing: bool = False        # compute the blocks twice, which saves memory
-    compile: bool = False                       # torch.compile the blocks of optimizer steps
+    compile: bool = False                       # torch.compile the blocks of optimizer steps, and those that
+                                                #   the suite of a GPU samples with
     dtype: str = one_of("bfloat16", ("float32", "bfloat16"))  # float32 or bfloat16
     device: str = "auto"                        # auto (CUDA, then MPS, then CPU), or a torch device
 
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = parse(BenchConfig, __doc__, argv, name="python -m tools.bench")
     preset, device = PRESETS[cfg.preset], pick_device("cpu" if cfg.suite == "cpu" else cfg.device)
     if cfg.suite:
-        return suite.measured(cfg.suite, cfg.out, device)
+        return measured(cfg.suite, cfg.out, device, Sizes(compiled=cfg.compile))
     if cfg.steps < 2 and (cfg.what == "sample" or device.type != "cpu"):
         raise UserError(f"--steps {cfg.steps}: expected 2 or more")
     frame_hz = preset.codec.sample_rate_hz / preset.codec.hop

@@ -8,8 +8,7 @@ Read `GRID` and `HEARD` (what is compared), `Singer.latents` (kept in --work: a 
 
 import functools
 import math
-import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +16,7 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from config import PRESETS, SampleConfig, Settings, UserError, within
-from data import trimmed
+from config import PRESETS, SampleConfig, Settings, within
 from evaluate import METRICS, measures
 from model import flops
 from sample import Model, Prompt, Prompts, frames_of, resolve
@@ -26,16 +24,15 @@ from songs.listeners import small_ear
 from songs.manifest import Song
 from support.audio import master
 from support.cli import parse, run
-from support.files import find, make_folder, read_text, reading, replacing, write_text
+from support.files import find, make_folder, read_text, replacing, write_text
 from support.hub import locate
 from support.processes import pick_device
 
-LINES = 3                                        # of a song
+LINES, BPM, FEW = 3, 130.0, 4                    # of a song; songs that are sung in whole windows, too
 SINGERS = ("soprano", "alto", "tenor", "baritone")
-FEW = 4                                          # songs that are sung in whole windows, too
 NUMBERS = "## Numbers\n"                         # heading of the page's part that is written here
 COLOURS = {"euler": "#777", "ab2": "#d70", "abm": "#06c"}
-SHORT_S = 30.0                                   # song of JAM-0.5 whose work is compared
+SHORT = 656                                      # frames that JAM-0.5 computes for a song of 30 s
 
 
 class Case(NamedTuple):
@@ -67,7 +64,6 @@ class SolversConfig(Settings):
     model: str = "baby"                         # as for sample.py
     lyrics: Path = Path("baby/held_out.txt")    # three lines of it are a song
     songs: int = within(12, 1)                  # how many songs
-    bpm: float = within(130.0, 20, 400)         # their beats per minute
     work: Path = Path("runs/solvers")           # folder that keeps their latents
     out: Path = Path("docs")                    # folder for solvers.md, whose part "Numbers" is written anew,
                                                 #   and solvers.svg
@@ -79,7 +75,7 @@ class Singer:
 
     def __init__(self, cfg: SolversConfig):
         self.cfg, self.device = cfg, pick_device(cfg.device)
-        self.asked = SampleConfig(model=cfg.model, bpm=cfg.bpm, dtype="float32", device=cfg.device)
+        self.asked = SampleConfig(model=cfg.model, bpm=BPM, dtype="float32", device=cfg.device)
         self.files = locate(self.asked)
         self.asked = resolve(self.asked, self.files.preset, self.device)
         self.model = functools.cache(lambda dtype: Model(self.files, self.device, dtype))
@@ -88,14 +84,10 @@ class Singer:
     def plan(self, frames: str) -> list[Prompt]:
         """The songs, with the planner's times, the singers in turn."""
         lines, made = read_text(find(self.cfg.lyrics)).splitlines(), []
-        if len(lines) < LINES * self.cfg.songs:
-            raise UserError(f"{self.cfg.lyrics}: {len(lines)} lines; expected {LINES} for each of --songs")
         maker = Prompts(self.files, replace(self.asked, frames=frames), self.device)
-        with tempfile.TemporaryDirectory() as folder:
-            for k in range(self.cfg.songs):
-                path = Path(folder) / f"{k}.txt"
-                write_text(path, "\n".join(lines[LINES * k:LINES * (k + 1)]))
-                made.append(maker.make(Song("", path, (SINGERS[k % len(SINGERS)],), (), None, k)))
+        for k in range(self.cfg.songs):
+            write_text(path := self.cfg.work / f"{k}.txt", "\n".join(lines[LINES * k:LINES * (k + 1)]))
+            made.append(maker.make(Song("", path, (SINGERS[k % len(SINGERS)],), (), None, k)))
         return made
 
     def latents(self, case: Case, k: int) -> Tensor:
@@ -105,12 +97,11 @@ class Singer:
             asked = replace(self.asked, solver=case.solver, steps=case.calls + 1, sway=case.sway)
             prompt = self.prompts(case.frames)[k]
             made = self.model(case.dtype).latents(prompt, k, asked)[0]
+            own = frames_of(prompt.duration_s, self.files.preset)
             with replacing(path) as temporary:
-                own = made[:frames_of(prompt.duration_s, self.files.preset)].clone()
-                save_file({"latents": own}, temporary)
+                save_file({"latents": made[:own].clone()}, temporary)
             print(path, flush=True)
-        with reading(path):
-            return load_file(path)["latents"]
+        return load_file(path)["latents"]
 
     def heard(self, case: Case, few: int | None) -> list[dict]:
         """What the ear hears of the songs by a sampler."""
@@ -118,8 +109,7 @@ class Singer:
         for k, prompt in enumerate(self.prompts(case.frames)[:few]):
             rate_hz, seconds = codec.config.sample_rate_hz, prompt.duration_s
             wave = master(codec.decode(self.latents(case, k)[None])[0], rate_hz, round(seconds * rate_hz))
-            words = [{"word": w.word, "start": w.start, "end": w.end, "phoneme": w.phoneme}
-                     for w in prompt.lyrics.words]
+            words = [asdict(word) for word in prompt.lyrics.words]
             made.append(measures(wave, rate_hz, {"word": words, "settings": {"duration": seconds}}, ear))
         return made
 
@@ -155,37 +145,27 @@ def table_of_songs(singer: Singer) -> list[str]:
 
 def plot(errors: dict[Case, np.ndarray]) -> str:
     """The table of errors as an SVG: calls and mean error, both on logarithmic axes."""
-    wide, high, left, top = 560, 360, 60, 20
-    means = {case: value.mean() for case, value in errors.items()}
+    means = {case: errors[case].mean() for case in errors}
     counts, least, most = sorted({case.calls for case in means}), min(means.values()), max(means.values())
 
     def place(count: float, error: float) -> tuple[float, float]:
-        return (round(left + wide * math.log(count / counts[0]) / math.log(counts[-1] / counts[0]), 1),
-                round(top + high * math.log(most / error) / math.log(most / least), 1))
+        return (round(60 + 540 * math.log(count / counts[0]) / math.log(counts[-1] / counts[0]), 1),
+                round(20 + 360 * math.log(most / error) / math.log(most / least), 1))
 
-    def text(x: float, y: float, words: object, anchor: str) -> str:
-        return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
-
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + wide + 80} {top + high + 50}" '
-             'font-family="sans-serif" font-size="13">', '<rect width="100%" height="100%" fill="#fff"/>',
-             text(left + wide / 2, top + high + 42, "calls of the network", "middle"),
-             text(left, top - 6, "error", "end")]
-    for count in counts:
-        x, y = place(count, least)
-        parts += [f'<path d="M{x} {top}V{y}" stroke="#ddd"/>', text(x, y + 18, count, "middle")]
-    for error in (e for e in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if least <= e <= most):
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 430" font-family="sans-serif" '
+             'font-size="13" text-anchor="middle"><rect width="100%" height="100%" fill="#fff"/>',
+             '<text x="330" y="420">calls of the network</text><text x="30" y="14">error</text>',
+             *(f'<text x="{place(count, least)[0]}" y="400">{count}</text>' for count in counts)]
+    for error in (0.01, 0.02, 0.05, 0.1, means[EULER]):
         x, y = place(counts[0], error)
-        parts += [f'<path d="M{x} {y}h{wide}" stroke="#ddd"/>',
-                  text(x - 8, y + 4, f"{100 * error:g} %", "end")]
-    x, y = place(counts[0], means[EULER])
-    parts.append(f'<path d="M{x} {y}h{wide}" stroke="#c00"/>')
+        parts.append(f'<path d="M{x} {y}h540" stroke="#ccc"/><text x="30" y="{y + 4}">{error:.1%}</text>')
     for solver, sway in dict.fromkeys((case.solver, case.sway) for case in means):
         line = [place(case.calls, error) for case, error in means.items()
                 if (case.solver, case.sway) == (solver, sway)]
-        path, colour = "L".join(f"{x} {y}" for x, y in line), COLOURS[solver]
+        path, (x, y), colour = "L".join(f"{x} {y}" for x, y in line), line[-1], COLOURS[solver]
         parts += [f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>',
                   *(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in line),
-                  text(line[-1][0] + 6, line[-1][1] + 4, f"{solver}, {sway:g}", "start")]
+                  f'<text x="{x + 34}" y="{y + 4}">{solver}, {sway:g}</text>']
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -196,17 +176,15 @@ def main(argv: list[str] | None = None) -> None:
     make_folder(cfg.out)
     singer = Singer(cfg)
     errors = {case: singer.distances(case, REFERENCE) for case in GRID}
-    finer, jam = singer.distances(REFERENCE, FINER, 1)[0], PRESETS["jam-0.5"]
-    short = trimmed(frames_of(SHORT_S, jam), replace(jam, trim=True))
-    share = flops(jam.model, short) / flops(jam.model, jam.model.max_frames)
+    finer, jam = singer.distances(REFERENCE, FINER, 1)[0], PRESETS["jam-0.5"].model
     page = cfg.out / "solvers.md"
     text = read_text(page).partition(NUMBERS)[0] if page.exists() else "# Solvers\n\n"
     write_text(page, text + "\n".join([
         NUMBERS, *table_of_errors(errors), "",
-        f"The reference's own error, against {FINER.calls} calls, on the first song: {finer:.2%}.", "",
+        f"The reference's own error, against {FINER.calls} calls, on one song: {finer:.2%}.", "",
         *table_of_songs(singer), "",
-        f"Work of a pass of JAM-0.5 for a song of {SHORT_S:g} s: with `--frames song` ({short} frames) "
-        f"{share:.1%} of that with `--frames window` ({jam.model.max_frames}).", ""]))
+        f"A pass of JAM-0.5 over a song of 30 s is, with `--frames song` ({SHORT} frames), "
+        f"{flops(jam, SHORT) / flops(jam, jam.max_frames):.1%} of the work with `--frames window`.", ""]))
     write_text(cfg.out / "solvers.svg", plot(errors))
     print(page.resolve())
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tools.bench import main
-from tools.measuring import Peak
+from tools.suite import Peak
 
 
 def test_peak():
