@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 EULER, FAST = Case("euler", 48), Case("abm", 12, -0.5)
-REFERENCE, FINER = Case("abm", 128, -0.5), Case("abm", 384, -0.5)    # the finer one for the first song
+REFERENCE, FINER = Case("abm", 128, -0.5), Case("abm", 192, -0.5)    # the finer one for the first song
 WINDOW, BFLOAT16 = FAST._replace(frames="window"), FAST._replace(dtype="bfloat16")
 HEARD = [                        # name, sampler, another that it is compared with, how many songs
     ("48 calls of euler", EULER, REFERENCE, None), ("15 calls of euler", Case("euler", 15), REFERENCE, None),
