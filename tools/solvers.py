@@ -156,7 +156,7 @@ def plot(errors: dict[Case, np.ndarray]) -> str:
              'font-size="13" text-anchor="middle"><rect width="100%" height="100%" fill="#fff"/>',
              '<text x="330" y="420">calls of the network</text><text x="30" y="14">error</text>',
              *(f'<text x="{place(count, least)[0]}" y="400">{count}</text>' for count in counts)]
-    for error in (0.01, 0.02, 0.05, 0.1, means[EULER]):
+    for error in (*(e for e in (0.01, 0.02, 0.05, 0.1, 0.2) if least < e < most), means[EULER]):
         x, y = place(counts[0], error)
         parts.append(f'<path d="M{x} {y}h540" stroke="#ccc"/><text x="30" y="{y + 4}">{error:.1%}</text>')
     for solver, sway in dict.fromkeys((case.solver, case.sway) for case in means):
