@@ -15,6 +15,7 @@ from songs.pairs import PairsConfig
 from tools.bench import BenchConfig
 from tools.prepare import PrepareConfig
 from tools.shards import InspectConfig, ValidateConfig
+from tools.solvers import SolversConfig
 
 # The names that hold an object of a settings class: reading an attribute of such a name uses the setting.
 # Then the modules that may read it.
@@ -25,6 +26,7 @@ HOLDERS = {SampleConfig: ({"cfg"}, "sample songs"), SingSettings: ({"cfg"}, "sam
            DataSettings: ({"data"}, "data support"), PairsConfig: ({"cfg"}, "songs.pairs"),
            BenchConfig: ({"cfg"}, "tools.bench"), PrepareConfig: ({"cfg"}, "tools.prepare support.hub style"),
            InspectConfig: ({"cfg"}, "tools.shards"), ValidateConfig: ({"cfg"}, "tools.shards"),
+           SolversConfig: ({"cfg"}, "tools.solvers"),
            PlanSettings: ({"settings"}, "lyrics.plan"), AlignSettings: ({"settings"}, "lyrics.align"),
            **{cls: ({"cfg"}, "lyrics") for cls in (ReadSettings, PlanConfig, CheckConfig, ConvertConfig,
                                                    AlignConfig)},

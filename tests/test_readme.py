@@ -30,6 +30,7 @@ from support.hub import ASSETS
 from tools.bench import BenchConfig
 from tools.prepare import PrepareConfig
 from tools.shards import COMMANDS as SHARDS
+from tools.solvers import SolversConfig
 
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
          for path in [ROOT / "README.md", ROOT / "baby/README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -48,7 +49,7 @@ SETTINGS = {"sample.py": SampleConfig, "train.py": TrainConfig, "train_dpo.py": 
             "tools.prepare": PrepareConfig, "baby.codec": CodecSettings, "baby.ear": EarSettings,
             "baby.judge": JudgeSettings,
             "baby.phonemizer": PhonemizerSettings, "baby.prompts": PromptSettings, "baby.songs": SongSettings,
-            "lyrics": {name: cls for name, (cls, _) in LYRICS.items()},
+            "tools.solvers": SolversConfig, "lyrics": {name: cls for name, (cls, _) in LYRICS.items()},
             "tools.shards": {name: cls for name, (cls, _) in SHARDS.items()}}
 TORCHRUN = {"--nproc_per_node", "--max-restarts"}
 CARRIED = {"title": "title", "artist": "artist", "sections": "sections", "backing": "backing",

@@ -15,7 +15,7 @@ import sung
 from config import CODEC, PRESETS, UserError
 from support.audio import mono, read_wave
 from sung import LogMel, SungCodec, SungModel, pulses, turns_before
-from tools.bench import Peak
+from tools.suite import Peak
 from vae import make_codec
 
 CONFIG = PRESETS["baby"].codec

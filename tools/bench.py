@@ -3,44 +3,37 @@
     python -m tools.bench --dtype bfloat16
     python -m tools.bench --what train --steps 1 --gradient-checkpointing
 
-Read `bench_sample` and `bench_train`. `Peak` counts the bytes of living tensors on any device, and so lets a
-CPU tell what a GPU will need. It does not see the scratch memory inside kernels; the count of CUDA's
-allocator, which is used on a GPU, does.
+Read `bench_sample` and `bench_train`; what they share with a suite, which measures a machine in minutes, is
+in suite.py.
+
+    python -m tools.bench --suite gpu --out runs/gpu
 """
 
 import dataclasses
-import functools
 import math
-import time
-import weakref
-from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from config import PRESETS, Preset, Settings, TrainConfig, UserError, one_of, within
-from data import collate, conditions, windows
+from data import windows
 from model import DiT
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from sampler import sample_windows, time_grid
 from support.cli import parse, run
 from support.log import matmul_rate
-from support.processes import Processes, pick_device
-from support.stream import Batch
-from train import FlowObjective, Trainer, training_flops
-from sung import SungCodec, SungModel
-from vae import DEVICE_ROWS, Oobleck, OobleckCodec
-
-GIB = 1024 ** 3
+from support.processes import pick_device
+from tools.suite import GIB, Sizes, codec_of, measure, measured, training
+from train import training_flops
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig(Settings):
     """Measure a model with random weights."""
     what: str = one_of("sample", ("sample", "train"))        # sample: sing a song; train: optimizer steps
+    suite: str | None = one_of(None, ("cpu", "gpu"))         # instead of one thing, all that matters of a
+                                                #   machine's CPU or GPU, in the sizes that docs/speed.md has
+    out: Path = Path("runs/bench")              # folder for the suite's numbers, NAME.json and NAME.md
     preset: str = one_of("jam-0.5", PRESETS)    # sizes of the model: a name in config.PRESETS
     duration: float | None = None               # seconds of the song; default: the longest that the model
                                                 #   sings in one window
@@ -48,64 +41,16 @@ class BenchConfig(Settings):
                                                 #   of which is not timed (1 on a CPU: count memory alone)
     batch: int = within(1, 1)                   # songs of an optimizer step
     gradient_checkpointing: bool = False        # compute the blocks twice, which saves memory
-    compile: bool = False                       # torch.compile the blocks of optimizer steps
+    compile: bool = False                       # torch.compile the blocks of optimizer steps, and those that
+                                                #   the suite of a GPU samples with
     dtype: str = one_of("bfloat16", ("float32", "bfloat16"))  # float32 or bfloat16
     device: str = "auto"                        # auto (CUDA, then MPS, then CPU), or a torch device
 
 
-class Peak(TorchDispatchMode):
-    """Counts the bytes of the living tensors that were made in its block: `now`, and at most (`most`)."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.most = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self.known:
-                self.known.add(id(storage))
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self.gone, id(storage), storage.nbytes())
-        self.most = max(self.most, self.now)
-        return made
-
-    def gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
-def measure(work: Callable[[], object], device: torch.device) -> tuple[int, float]:
-    """The most bytes that `work` takes, its result included, beyond those in use before; and its seconds."""
-    began = time.perf_counter()
-    if device.type != "cuda":
-        with Peak() as peak:
-            work()
-        return peak.most, time.perf_counter() - began
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before, began = torch.cuda.memory_allocated(device), time.perf_counter()
-    work()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before, time.perf_counter() - began
-
-
-def song_of(preset: Preset, frames: int) -> dict:
-    """A song without words, in a random style, as data.collate takes it."""
-    item, _ = conditions([], frames, 0, preset, SymbolTable("a"))
-    return item | {"style": torch.randn(preset.model.cond_dim), "frames": frames}
-
-
 def bench_sample(cfg: BenchConfig, preset: Preset, frames: int, device: torch.device) -> None:
     """Print what each stage of singing a song of `frames` takes."""
-    # The network, and the codec, which stays in float32, as sample.py loads them.
-    network = DiT(preset.model).requires_grad_(False).to(device, getattr(torch, cfg.dtype))
-    if preset.codec.kind == "sung":
-        codec = SungCodec(preset.codec, SungModel(preset.codec).requires_grad_(False))
-    else:
-        oobleck = Oobleck(preset.codec).fold().requires_grad_(False).to(device)
-        codec = OobleckCodec(preset.codec, oobleck, device, rows=DEVICE_ROWS)              # as a GPU does it
+    network, codec = DiT(preset.model).requires_grad_(False), codec_of(preset, device)
+    network.to(device, getattr(torch, cfg.dtype))
     network_bytes, codec_bytes = (sum(p.nbytes for p in m.parameters()) for m in (network, codec.model))
 
     # Steps that are all guided, then the sound.
@@ -132,40 +77,9 @@ def bench_train(cfg: BenchConfig, preset: Preset, frames: int, device: torch.dev
     """Print what optimizer steps over --batch songs of `frames` take."""
     settings = TrainConfig(preset=cfg.preset, batch=cfg.batch, bf16=cfg.dtype == "bfloat16", ema=0.0,
                            gradient_checkpointing=cfg.gradient_checkpointing, compile=cfg.compile)
-    preset = dataclasses.replace(preset, trim=False,
-                                 model=dataclasses.replace(preset.model, max_frames=frames))
-
-    def training() -> Callable[[], Tensor]:
-        """A new model's optimizer step, which returns the gradient's norm."""
-        with device:
-            model = DiT(preset.model)
-        objective = functools.partial(FlowObjective, cfg=settings)
-        trainer = Trainer(settings, model, objective, Processes(), device)
-        latents = torch.randn(frames, preset.model.mel_dim)
-        songs = [song_of(preset, frames) | {"latents": latents}] * cfg.batch
-        batch = Batch(collate(songs, latents[0], preset), list(range(cfg.batch)), [], [], {})
-        return lambda: trainer.step([batch])[1]["grad_norm"]
-
-    # On a CPU the memory is counted with tensors that hold nothing.
-    if device.type == "cpu":
-        with FakeTensorMode(), Peak() as peak:
-            step = training()
-            for _ in range(2):                               # the first makes the optimizer's state
-                step()
-        most = peak.most
-    if cfg.steps > 1:
-        step = training()
-        step().item()
-        began = time.perf_counter()
-        for _ in range(cfg.steps - 1):
-            step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            most = torch.cuda.max_memory_allocated(device)
-        seconds = (time.perf_counter() - began) / (cfg.steps - 1)
-
+    most, seconds = training(settings, preset, frames, device, cfg.steps - 1)
     print(f"{f'a step of {cfg.batch} songs of {frames} frames, at most':45} {most / GIB:8.3f} GiB")
-    if cfg.steps > 1:
+    if seconds:
         rate = matmul_rate(device, 8192 if device.type == "cuda" else 2048)
         share = cfg.batch * training_flops(preset.model, frames) / seconds / rate
         print(f"{'seconds a step':45} {seconds:8.3f}\n{'songs a second':45} {cfg.batch / seconds:8.3f}\n"
@@ -176,7 +90,9 @@ def bench_train(cfg: BenchConfig, preset: Preset, frames: int, device: torch.dev
 def main(argv: list[str] | None = None) -> None:
     """Print a table of what sampling or training takes."""
     cfg = parse(BenchConfig, __doc__, argv, name="python -m tools.bench")
-    preset, device = PRESETS[cfg.preset], pick_device(cfg.device)
+    preset, device = PRESETS[cfg.preset], pick_device("cpu" if cfg.suite == "cpu" else cfg.device)
+    if cfg.suite:
+        return measured(cfg.suite, cfg.out, device, Sizes(compiled=cfg.compile))
     if cfg.steps < 2 and (cfg.what == "sample" or device.type != "cpu"):
         raise UserError(f"--steps {cfg.steps}: expected 2 or more")
     frame_hz = preset.codec.sample_rate_hz / preset.codec.hop

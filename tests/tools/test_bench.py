@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tools.bench import Peak, main
+from tools.bench import main
+from tools.suite import Peak
 
 
 def test_peak():
