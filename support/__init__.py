@@ -9,6 +9,7 @@
     processes.py     rank, world size and collectives of torch.distributed; the device
     log.py           what a training run reports
     stream.py        songs of streamed shards in an order that the seed decides, with exact resume
+    original.py      settings files of the published code
     tars.py          shards: where they are, and the songs in them
     phonemizer.py    checkpoint files of DeepPhonemizer, read safely
     mulan.py         MuQ-MuLan, built from its files on disk
