@@ -1,7 +1,7 @@
 """YAML files of the published code as our settings: `evaluation`, `model`, `data`, `training`, `wandb`.
 
-Read `NAMES` (their names and ours), then `translate`. A name counts by its section and its last part, however
-deep it stands. docs/jam-0.5.md and docs/training.md have the table.
+Read `SINGING` and `TRAINING` (their names and ours), then `translate`. A name counts by its section and its
+last part, however deep it stands. docs/jam-0.5.md and docs/training.md have the table.
 """
 
 import os
@@ -12,13 +12,16 @@ from pathlib import Path
 from config import PRESETS, UserError
 
 JAM = "jam-0.5"
-# Of each section, theirs: ours; of two of ours, that of train_dpo.py comes first.
-NAMES = {
-    "evaluation": {
-        "checkpoint_path": "model", "test_set_path": "manifest", "output_dir": "out_dir", "vae_type": "vae",
-        "batch_infer_num": "batch_infer_num", "negative_style_prompt": "negative_style"} | {
-            name: name for name in ("ignore_style", "use_prompt_style", "num_style_secs",
-                                    "random_crop_style")},
+ANYWHERE = {"seed": "seed", "max_frames": "max_frames", "mixed_precision": "dtype fp16"}
+# What sample.py reads in every section but those of training: theirs: ours.
+SINGING = {
+    "checkpoint_path": "model", "test_set_path": "manifest", "output_dir": "out_dir", "vae_type": "vae",
+    "negative_style_prompt": "negative_style", "sway_sampling_coef": "sway", "cfg_range": "guidance_range",
+    "dual_cfg": "guidance_weights", "cfg_strength": "guidance_weights", "fix_dual_cfg": "guidance"} | {
+        name: name for name in ("steps", "batch_infer_num", "ignore_style", "use_prompt_style",
+                                "num_style_secs", "random_crop_style")}
+# What training reads in each section; of two of ours, that of train_dpo.py comes first.
+TRAINING = {
     "data": {
         "shards": "pairs data.shards", "train_path": "pairs data.shards", "ids": "data.ids",
         "shuffle_buffer": "data.window", "num_workers": "data.workers", "resampled": "data.replacement",
@@ -35,10 +38,6 @@ NAMES = {
     "wandb": {"project": "wandb", "name": "wandb", "mode": "wandb_mode"},
     "model": {"style_drop_prob": "drop_style", "text_drop_prob": "drop_text"},
 }
-# In any section, and outside of them.
-ANYWHERE = {"seed": "seed", "max_frames": "max_frames", "mixed_precision": "dtype fp16",
-            "steps": "steps", "sway_sampling_coef": "sway", "cfg_range": "guidance_range",
-            "dual_cfg": "guidance_weights", "cfg_strength": "guidance_weights", "fix_dual_cfg": "guidance"}
 # What is what it is: another value is another model.
 FIXED = {name: getattr(PRESETS[JAM].model, name) for name in (
     "dim", "depth", "ff_mult", "mel_dim", "text_num_embeds", "text_dim", "cond_dim", "conv_layers")} | {
@@ -63,7 +62,7 @@ def leaves(values: dict, place: str = "") -> Iterator[tuple[str, object]]:
 
 def is_original(values: dict) -> bool:
     """Whether the values of a file are those of the published code; `data` alone is a group of ours."""
-    return any(isinstance(values.get(section), dict) for section in NAMES if section != "data")
+    return any(isinstance(values.get(name), dict) for name in ("evaluation", "model", "training", "wandb"))
 
 
 def translate(values: dict, settings: Collection[str], path: Path) -> dict[str, object]:
@@ -71,25 +70,27 @@ def translate(values: dict, settings: Collection[str], path: Path) -> dict[str, 
 
     Raises: UserError for names that are not known, and for sizes of another model.
     """
-    foreign = ("training", "wandb") if "manifest" in settings else ("evaluation",)
-    given, made, unknown, ignored = {}, {}, [], []
+    singing, given, made, unknown, ignored = "manifest" in settings, {}, {}, [], []
+    foreign = ("training", "wandb") if singing else ("evaluation",)
     for place, value in leaves(values):
         section, name = place.partition(".")[0], place.rpartition(".")[2]
-        ours = (NAMES.get(section, {}) | ANYWHERE).get(name, "")
-        own = next((one for one in ours.split() if one in settings and section not in foreign), None)
+        names = ANYWHERE | (SINGING if singing else TRAINING.get(section, {}))
+        own = next((ours for ours in names.get(name, "").split()
+                    if ours in settings and section not in foreign), None)
         if name in FIXED:
             if value not in (None, FIXED[name]):
                 raise UserError(f"{path}: {place} {value}: expected {FIXED[name]}, as in {JAM}")
         elif own and value is not None:
             given[name] = made[own] = value
         elif not own:
-            (ignored if ours or name in IGNORED else unknown).append(place)
+            known = {*ANYWHERE, *SINGING, *TRAINING.get(section, ()), *IGNORED}
+            (ignored if name in known else unknown).append(place)
     if unknown:
         raise UserError(f"{path}: unknown: {', '.join(unknown)}; docs/jam-0.5.md and docs/training.md list "
                         "the published code's names that are understood")
     if ignored and os.environ.get("RANK", "0") == "0":       # torchrun's other processes would repeat it
         print(f"note: {path}: without meaning here: {', '.join(ignored)}", file=sys.stderr)
-    made.setdefault("model" if "manifest" in settings else "preset", JAM)
+    made.setdefault("model" if singing else "preset", JAM)
     return made | reshaped(given, made, path)
 
 
