@@ -6,37 +6,41 @@ last part, however deep it stands. docs/jam-0.5.md and docs/training.md have the
 
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from config import PRESETS, UserError
 
 JAM = "jam-0.5"
-ANYWHERE = {"seed": "seed", "max_frames": "max_frames", "mixed_precision": "dtype fp16"}
-# What sample.py reads in every section but those of training: theirs: ours.
-SINGING = {
-    "checkpoint_path": "model", "test_set_path": "manifest", "output_dir": "out_dir", "vae_type": "vae",
-    "negative_style_prompt": "negative_style", "sway_sampling_coef": "sway", "cfg_range": "guidance_range",
-    "dual_cfg": "guidance_weights", "cfg_strength": "guidance_weights", "fix_dual_cfg": "guidance"} | {
-        name: name for name in ("steps", "batch_infer_num", "ignore_style", "use_prompt_style",
-                                "num_style_secs", "random_crop_style")}
-# What training reads in each section; of two of ours, that of train_dpo.py comes first.
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """Pairs theirs=ours; a name alone is ours, too. Of two of ours, that of train_dpo.py comes first."""
+    pairs = (pair.partition("=") for pair in text.split())
+    return {theirs: (ours or theirs).split("|") for theirs, _, ours in pairs}
+
+
+ANYWHERE = table("seed max_frames mixed_precision=dtype|fp16")
+# What sample.py reads in every section but those of training.
+SINGING = table("""
+    checkpoint_path=model test_set_path=manifest output_dir=out_dir vae_type=vae batch_infer_num steps
+    dual_cfg=guidance_weights cfg_strength=guidance_weights fix_dual_cfg=guidance cfg_range=guidance_range
+    sway_sampling_coef=sway negative_style_prompt=negative_style ignore_style use_prompt_style num_style_secs
+    random_crop_style""")
+# What training reads in each section.
 TRAINING = {
-    "data": {
-        "shards": "pairs data.shards", "train_path": "pairs data.shards", "ids": "data.ids",
-        "shuffle_buffer": "data.window", "num_workers": "data.workers", "resampled": "data.replacement",
-        "batch_size": "batch", "vae_sampled": "vae_sampled"} | {name: f"data.{name}" for name in (
-            "min_duration", "resample_duration", "from_start", "style_index", "shuffle", "replacement")},
-    "training": {
-        "checkpoint_path": "init_from", "pretrained_path": "init_from", "output_dir": "out",
-        "max_steps": "steps", "batch_size": "batch", "gradient_accumulation_steps": "accumulate",
-        "learning_rate": "lr", "warmup_steps": "warmup", "num_warmup_updates": "warmup",
-        "max_grad_norm": "clip", "use_ema": "ema", "ema_decay": "ema", "save_steps": "save_every",
-        "log_steps": "log_every"} | {name: name for name in (
-            "lr", "weight_decay", "gradient_checkpointing", "save_every", "log_every", "beta", "sft",
-            "sft_weight", "vae_sampled")},
-    "wandb": {"project": "wandb", "name": "wandb", "mode": "wandb_mode"},
-    "model": {"style_drop_prob": "drop_style", "text_drop_prob": "drop_text"},
+    "data": table("""
+        shards=pairs|data.shards train_path=pairs|data.shards ids=data.ids min_duration=data.min_duration
+        resample_duration=data.resample_duration from_start=data.from_start style_index=data.style_index
+        shuffle=data.shuffle shuffle_buffer=data.window replacement=data.replacement vae_sampled
+        resampled=data.replacement num_workers=data.workers batch_size=batch"""),
+    "training": table("""
+        checkpoint_path=init_from pretrained_path=init_from output_dir=out max_steps=steps batch_size=batch
+        gradient_accumulation_steps=accumulate learning_rate=lr lr warmup_steps=warmup weight_decay
+        num_warmup_updates=warmup max_grad_norm=clip use_ema=ema ema_decay=ema gradient_checkpointing
+        save_steps=save_every save_every log_steps=log_every log_every beta sft sft_weight vae_sampled"""),
+    "wandb": table("project=wandb name=wandb mode=wandb_mode"),
+    "model": table("style_drop_prob=drop_style text_drop_prob=drop_text"),
 }
 # What is what it is: another value is another model.
 FIXED = {name: getattr(PRESETS[JAM].model, name) for name in (
@@ -44,20 +48,16 @@ FIXED = {name: getattr(PRESETS[JAM].model, name) for name in (
     "sampling_rate": 44100, "downsample_rate": 2048, "lrc_upsample_factor": 4, "use_implicit_duration": True,
     "long_skip_connection": False}
 # Without effect in the published code, or here.
-IGNORED = ("heads", "dim_head", "dropout", "odeint_options", "cond_drop_prob", "audio_drop_prob", "sigma",
-           "vocab_char_map", "no_edit", "num_samples", "silence_latent_path", "phonemizer_path", "entity",
-           "tags", "batch_size")
+IGNORED = """heads dim_head dropout odeint_options cond_drop_prob audio_drop_prob sigma vocab_char_map no_edit
+    batch_size num_samples silence_latent_path phonemizer_path entity tags""".split()
 # In YAML, no is false.
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "no": "float32", "False": "float32"}
 
 
-def leaves(values: dict, place: str = "") -> Iterator[tuple[str, object]]:
+def leaves(values: dict, place: str = "") -> list[tuple[str, object]]:
     """Every name with those above it, training.lr, and its value."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{place}{name}.")
-        else:
-            yield f"{place}{name}", value
+    return [leaf for name, value in values.items() for leaf in (
+        leaves(value, f"{place}{name}.") if isinstance(value, dict) else [(f"{place}{name}", value)])]
 
 
 def is_original(values: dict) -> bool:
@@ -75,7 +75,7 @@ def translate(values: dict, settings: Collection[str], path: Path) -> dict[str, 
     for place, value in leaves(values):
         section, name = place.partition(".")[0], place.rpartition(".")[2]
         names = ANYWHERE | (SINGING if singing else TRAINING.get(section, {}))
-        own = next((ours for ours in names.get(name, "").split()
+        own = next((ours for ours in names.get(name, ())
                     if ours in settings and section not in foreign), None)
         if name in FIXED:
             if value not in (None, FIXED[name]):
@@ -101,8 +101,7 @@ def reshaped(given: dict[str, object], made: dict[str, object], path: Path) -> d
         single = given["cfg_strength"]
         more |= {"guidance": "single" if single else "none", "guidance_weights": [single] if single else None}
     elif given.keys() & {"dual_cfg", "fix_dual_cfg"}:
-        more |= {"guidance": "dual_fix" if given.get("fix_dual_cfg") else "dual"}
-        more |= {"guidance_weights": given["dual_cfg"]} if "dual_cfg" in given else {}
+        more["guidance"] = "dual_fix" if given.get("fix_dual_cfg") else "dual"
     if "mixed_precision" in given:
         dtype = PRECISIONS.get(str(given["mixed_precision"]))
         if dtype is None:
@@ -120,7 +119,6 @@ def reshaped(given: dict[str, object], made: dict[str, object], path: Path) -> d
         more["data.replacement"] = False
     if given.keys() & {"project", "name", "mode"}:
         run = "/".join(str(given[name]) for name in ("project", "name") if name in given)
-        more["wandb"] = run or None
-        if given.get("mode") == "disabled":
-            more |= {"wandb": None, "wandb_mode": "offline"}
+        off = {"wandb": None, "wandb_mode": "offline"}
+        more |= off if given.get("mode") == "disabled" else {"wandb": run}
     return more

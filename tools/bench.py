@@ -130,9 +130,9 @@ def bench_sample(cfg: BenchConfig, preset: Preset, frames: int, device: torch.de
 
 def bench_train(cfg: BenchConfig, preset: Preset, frames: int, device: torch.device) -> None:
     """Print what optimizer steps over --batch songs of `frames` take."""
-    settings = TrainConfig(preset=cfg.preset, batch=cfg.batch, bf16=cfg.dtype == "bfloat16", ema=0.0,
-                           fp16=cfg.dtype == "float16",
-                           gradient_checkpointing=cfg.gradient_checkpointing, compile=cfg.compile)
+    settings = TrainConfig(preset=cfg.preset, batch=cfg.batch, bf16=cfg.dtype == "bfloat16",
+                           fp16=cfg.dtype == "float16", ema=0.0, compile=cfg.compile,
+                           gradient_checkpointing=cfg.gradient_checkpointing)
     preset = dataclasses.replace(preset, trim=False,
                                  model=dataclasses.replace(preset.model, max_frames=frames))
 

@@ -154,7 +154,7 @@ def test_names():
     """A name that leads nowhere, or that docs/ do not tell of."""
     known = settings_of(SampleConfig).keys() | settings_of(DPOConfig).keys()
     tables = [ANYWHERE, SINGING, *TRAINING.values()]
-    assert {ours for table in tables for names in table.values() for ours in names.split()} <= known
+    assert {ours for table in tables for names in table.values() for ours in names} <= known
     assert PRESETS["jam-0.5"].model.dim == FIXED["dim"]
     text = "".join((ROOT / "docs" / name).read_text() for name in ("jam-0.5.md", "training.md"))
     told = set(re.findall(r"`(?:evaluation\.)?(\w+)`", text))
