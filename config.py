@@ -269,6 +269,8 @@ class DataSettings(Settings):
     style_index: int | None = within(None, 0)   # which style of a song that has several; default: drawn
     replacement: bool = False                   # draw shards with replacement, as published; else each song
                                                 #   once an epoch
+    shuffle: bool = True                        # else songs come as they lie in the shards, and the shards as
+                                                #   they are listed unless --data.replacement draws them
     bucket: int = within(1, 1)                  # consecutive songs of similar length, which saves padding;
                                                 #   1: any order
     window: int = within(1000, 1)               # songs shuffled together where shards are streamed
@@ -308,6 +310,8 @@ class TrainConfig(Settings):
     drop_per_batch: bool = False                # draw these for a whole batch, as published; else per song
     # machine
     bf16: bool = True                           # matrix products in bfloat16; weights stay float32
+    fp16: bool = False                          # float16 instead, for a GPU without bfloat16: the loss is
+                                                #   scaled, and a step whose gradient overflows is skipped
     gradient_checkpointing: bool = False        # compute the blocks twice, which saves memory
     compile: bool = False                       # torch.compile the blocks
     fsdp: bool = False                          # shard weights and optimizer over the processes (fully_shard)

@@ -5,7 +5,7 @@ Read `make_item` (one song: posterior, words, crop), `collate` (the batch dict),
 `load`, which streams what is not local: see support/stream.py. support/tars.py says where shards may be. A
 batch is a dict: latents (B, T, C), phonemes (B, 4T) ids, style (B, E), start_time, duration_abs, duration_rel
 (B,). A song in a shard: KEY.latent.pt (2C, frames) means then standard deviations, KEY.style.pt (E,) or
-(n, E), and KEY.json {"word": [{"start", "end", "phoneme"}, ...]} in seconds.
+(n, E), and KEY.json {"word": [{"start", "end", "phoneme"}, ...]} in seconds; or the same in a folder KEY.
 Source: the published JAM-0.5 data conversion.
 """
 
@@ -16,7 +16,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from config import READ_ERRORS, DataSettings, Preset, UserError
 from phonemes import CELLS_PER_FRAME, NO_WORD, SymbolTable, phoneme_grid
-from support.stream import Batch, Stream, assign_to_lanes, in_turn, keep_probabilities, keep_probability
-from support.stream import seeded, shuffled
-from support.tars import ENDINGS, describe_fault, expand, indexed, missing_part, seekable
+from support.stream import Batch, Stream, assign_to_lanes, check_broken, count_broken, in_turn
+from support.stream import keep_probabilities, keep_probability, not_as_asked, seeded, shuffled
+from support.tars import ENDINGS, FORMS, describe_fault, expand, indexed, missing_part, seekable
 
 LONGEST_S = 500                # duration_abs reaches 1 here
 TAIL_FRAMES = 8                # padding after the longest song of a trimmed batch, at least
@@ -188,7 +188,8 @@ class Shards(Dataset):
     """Songs of local tars by number, read straight from their place in them.
 
     An item is asked for as (song, seed of its draws). It has the song's id, its seed and the broken songs
-    that were skipped for it; with `strict`, a broken song raises UserError. `broken`: what the index lacks.
+    that were skipped for it; with `strict`, a broken song raises UserError. `broken`: what the index lacks;
+    `notes`: what else a user should hear.
     Differs: the original streams shards through a shuffle buffer. Random access makes the order a pure
     function of the seed, so that a run resumes exactly where it stopped.
     """
@@ -198,12 +199,14 @@ class Shards(Dataset):
         self.item = functools.partial(read_item, data=data, preset=preset, table=table)
         self.sources = expand(data.shards, data.pipe)
         self.keys, numbers, ends, keep = [], array.array("q"), [0], array.array("f")
-        kept = keep_probabilities(data)
+        kept, names, again = keep_probabilities(data), set(), {}
         for shard, source in enumerate(self.sources):
             if not seekable(source):
                 raise UserError(f"{source}: expected a file, not compressed: its songs are read in any order")
-            found, faults = indexed(source)
+            found, twice, faults = indexed(source)
             self.broken += faults
+            again |= dict.fromkeys([*twice, *(key for key in found if key in names)])
+            names |= found.keys()
             for key, parts in found.items():
                 probability, faults = keep_probability(kept, key), missing_part(source, key, parts)
                 if probability and not faults:
@@ -212,11 +215,12 @@ class Shards(Dataset):
                     numbers.extend([shard, *(x for ending in ENDINGS for x in parts[ending])])
                 self.broken += faults if probability else []
             ends.append(len(self.keys))
+        self.notes = not_as_asked(data, names, kept or (), again)
         if strict and self.broken:
             raise UserError(self.broken[0])
         if sum(keep) < 0.01:                                 # songs an epoch: nearly all would be empty
             raise UserError(f"{self.broken[0]}: no song left" if self.broken else
-                            f"{' '.join(data.shards)}: no song, or none that --data.ids wants")
+                            f"{' '.join(data.shards)}: no song, or none that --data.ids wants; {FORMS}")
         # of each song: its shard, then offset and bytes of its parts
         self.places = torch.tensor(numbers).view(-1, 1 + 2 * len(ENDINGS))
         self.ends, self.keep = torch.tensor(ends), torch.tensor(keep)
@@ -255,7 +259,7 @@ class Shards(Dataset):
         if self.data.resample_duration is not None:
             songs = songs[torch.rand(len(songs), generator=rng) < self.keep[songs]]
         lengths = self.places[songs, 2]                      # bytes of the latents
-        songs = songs[shuffled(lengths, self.data.bucket, rng)]
+        songs = songs[shuffled(lengths, self.data.bucket, rng, self.data.shuffle)]
         return torch.stack([songs, torch.randint(2 ** 62, songs.shape, generator=rng)], 1)
 
 
@@ -287,36 +291,6 @@ def one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def check_broken(broken: Collection[str], songs: int, share: float) -> None:
-    """Raises: UserError if more than a share of the songs is broken; fewer than 100 count as 100."""
-    if len(broken) > share * max(songs, 100):
-        raise UserError(f"{len(broken)} broken among {songs} songs, more than --data.max-broken {share} "
-                        f"allows; one of them: {next(iter(broken))}")
-
-
-def count_broken(batches: Iterator[Batch], share: float) -> Iterator[Batch]:
-    """Yield the batches, each with the broken songs not yet reported. Raises: UserError for too many."""
-    songs, known, new = 0, {}, []
-    try:
-        for batch in batches:
-            songs += len(batch.ids)
-            new += [fault for fault in dict.fromkeys(batch.broken) if fault not in known]
-            known.update(dict.fromkeys(batch.broken))
-            check_broken(known, songs, share)
-            if batch.ids:
-                yield replace(batch, broken=new)
-                new = []
-    except UserError as e:                                   # a reading process puts its traceback before it,
-        text = str(e.with_traceback(None))                   # which keeps the loader alive, and \\n after it
-        raise UserError(text.split("UserError: ")[-1].removesuffix("\\n")) from None
-    except (RuntimeError, OSError, EOFError) as e:           # the last two while it hands on a batch
-        if isinstance(e, RuntimeError) and not str(e).startswith("DataLoader worker"):
-            raise
-        raise UserError(describe_fault("a process that reads songs died", e)) from None
-    if not songs:
-        raise UserError(f"no song left{'; ' + next(iter(known)) if known else ''}")
-
-
 def loader(songs: Dataset, data: DataSettings, pin: bool, **how: object) -> Iterator[Batch]:
     """What a DataLoader yields. It has a generator of its own: it draws from the global one otherwise."""
     return iter(DataLoader(songs, num_workers=data.workers, worker_init_fn=one_thread, pin_memory=pin,
@@ -344,6 +318,8 @@ def load(data: DataSettings, preset: Preset, table: SymbolTable, silence: Tensor
     Raises: UserError, also while it is read, if there are no songs or too many broken ones.
     """
     rank, world = share
+    if data.bucket > 1 and not data.shuffle:
+        raise UserError(f"--data.bucket {data.bucket}: reorders songs; expected 1 with --data.shuffle false")
     sources = expand(data.shards, data.pipe)
     make_batch = functools.partial(to_batch, silence=silence, preset=preset)
     local = all(map(seekable, sources))
@@ -352,9 +328,10 @@ def load(data: DataSettings, preset: Preset, table: SymbolTable, silence: Tensor
                         "expected the same in --data.shards")
     if local:
         shards = Shards(data, preset, table)
-        for fault in shards.broken if rank == 0 else ():
-            print(f"warning: {fault}", file=sys.stderr)
-        check_broken(shards.broken, len(shards) + len(shards.broken), data.max_broken)
+        for text in (*shards.broken, *shards.notes) if rank == 0 else ():
+            print(f"warning: {text}", file=sys.stderr)
+        lost = sum(fault.songs for fault in shards.broken)
+        check_broken(shards.broken, len(shards) + lost, data.max_broken)
         jobs = epochs(functools.partial(shards.order, seed), batch, share, places)
         return read_in_order(shards, jobs, make_batch, data, pin)
     readers = max(1, data.workers)

@@ -14,7 +14,6 @@ import copy
 import dataclasses
 import functools
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +32,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as sharded
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
 
 from data import Shards, load, to_batch
 from model import DiT, drop, flops, flow_loss, load_weights
@@ -42,8 +40,8 @@ from songs.checkpoint_samples import CheckpointSamples
 from support import checkpoint, log
 from support.files import find, make_folder, one_line, reading
 from support.hub import fetch, weights_in
-from support.processes import Processes, pick_device
-from support.stream import Batch, grouped
+from support.processes import Processes, autocast, pick_device
+from support.stream import Batch, grouped, held_out_batches
 from support.tars import expand
 from vae import silence_of
 
@@ -54,9 +52,10 @@ SEED_OFFSET = 0x5EED_5EED
 WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
 # Settings that make another run if they differ from the checkpoint's; the last four are train_dpo.py's.
 DEFINING = ("preset", "max_frames", "lr", "warmup", "weight_decay", "clip", "ema", "drop_style", "drop_text",
-            "drop_per_batch", "bf16", "seed", "data.ids", "data.min_duration", "data.resample_duration",
-            "data.from_start", "data.style_index", "data.replacement", "data.bucket", "data.window",
-            "beta", "sft", "sft_weight", "vae_sampled")
+            "drop_per_batch", "bf16", "fp16", "seed", "data.ids", "data.min_duration",
+            "data.resample_duration", "data.from_start", "data.style_index", "data.replacement",
+            "data.shuffle", "data.bucket", "data.window", "beta", "sft", "sft_weight", "vae_sampled")
+BEFORE = {"fp16": False, "data.shuffle": True}   # what checkpoints had that do not name them
 
 # Of a training step, for one song: forward, and twice as many backward.
 training_flops = functools.cache(lambda config, frames: 3 * flops(config, frames))
@@ -141,12 +140,15 @@ class Trainer:
                 block.compile()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+        # float16 has no small numbers: the loss is multiplied by a scale that falls when a gradient overflows
+        # and rises while none does. Without --fp16 it does nothing.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.fp16)
 
     def compute(self, batch: Batch) -> dict[str, Tensor]:
         """The objective of a batch: "loss" (B,) and what else is logged."""
         tensors = {k: v.to(self.device, non_blocking=self.device.type == "cuda")
                    for k, v in batch.tensors.items()}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.bf16):
+        with autocast(self.device, self.cfg):
             return self.objective(tensors, batch.seeds)
 
     def step(self, batches: list[Batch], measured: bool = False) -> tuple[list[dict], dict[str, Tensor]]:
@@ -162,16 +164,20 @@ class Trainer:
             elif self.processes.world > 1:
                 self.objective.require_backward_grad_sync = batch is batches[-1]
             outputs.append(self.compute(batch))
-            (outputs[-1]["loss"].mean() / len(batches)).backward()
+            self.scaler.scale(outputs[-1]["loss"].mean() / len(batches)).backward()
+        self.scaler.unscale_(self.optimizer)
         self.optimizer.param_groups[0]["lr"] = rate_at(self.done, self.cfg)
         norms = {"grad_norm": local(nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip), whole=True)}
         before = [local(p.detach()).clone() for p in self.parameters] if measured else []
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)         # which leaves out a step whose gradient overflowed
+        self.scaler.update()
         self.optimizer.zero_grad()
         if measured:
             moved = sum(torch.stack([(local(p.detach()) - old).square().sum()
                                      for p, old in zip(self.parameters, before)]).cpu().double())
             norms["update_norm"] = (self.processes.sum(moved) if self.cfg.fsdp else moved).sqrt()
+            if self.cfg.fp16:
+                norms["loss_scale"] = torch.tensor(self.scaler.get_scale())
         self.done, self.place = self.done + 1, batches[-1].place
         if self.ema:                             # early on it follows closely, to forget its random start
             share = 1 - min(self.cfg.ema, (1 + self.done) / (10 + self.done))
@@ -200,7 +206,7 @@ class Trainer:
             files[AVERAGED] = sharded.get_model_state_dict(self.ema, options=WHOLE)
         rng = self.processes.gather(torch.get_rng_state())
         state = {"step": self.done, "places": self.processes.gather(self.place), "origin": self.origin,
-                 "config": dataclasses.asdict(cfg)}
+                 "scaler": self.scaler.state_dict(), "config": dataclasses.asdict(cfg)}
         if self.device.type == "cpu" and self.processes.main:        # else these are copies already
             files, optimizer = copy.deepcopy((files, optimizer))
 
@@ -231,8 +237,8 @@ class Trainer:
             then, now = state["config"], json.loads(json.dumps(dataclasses.asdict(self.cfg), default=str))
             then, now = (made | {f"data.{k}": v for k, v in made["data"].items()} for made in (then, now))
             for name in DEFINING:
-                if then.get(name) != now.get(name):
-                    raise UserError(f"{folder}: was made with --{name.replace('_', '-')} {then.get(name)}, "
+                if then.setdefault(name, BEFORE.get(name)) != now.get(name):
+                    raise UserError(f"{folder}: was made with --{name.replace('_', '-')} {then[name]}, "
                                     f"not {now.get(name)}; use another --out")
             if state.get("origin", "") != self.origin:
                 raise UserError(f"{folder}: began from other weights than --init-from {self.cfg.init_from} "
@@ -243,6 +249,7 @@ class Trainer:
                                    optim_state_dict=optimizer, options=WHOLE)
             if self.ema:
                 sharded.set_model_state_dict(self.ema, self.read(folder / AVERAGED), options=WHOLE)
+            self.scaler.load_state_dict(state.get("scaler"))
             self.done, places = state["step"], state["places"]
         if len(rng) == self.processes.world:
             torch.set_rng_state(rng[self.processes.rank])
@@ -313,8 +320,8 @@ def begin(cfg: TrainConfig, processes: Processes) -> tuple[torch.device, Preset,
     frames = cfg.max_frames or preset.model.max_frames
     if frames > preset.model.max_frames:
         raise UserError(f"--max-frames {frames}: expected 1 to {preset.model.max_frames}")
-    if cfg.fsdp and processes.world == 1:
-        raise UserError("--fsdp: shards a model over processes; start them with torchrun")
+    if cfg.fsdp and (processes.world == 1 or cfg.fp16):
+        raise UserError("--fsdp: shards a model over processes; start them with torchrun, without --fp16")
     if processes.world > 1 and ":" in cfg.device:
         raise UserError(f"--device {cfg.device}: processes would share it; expected auto, cuda or cpu")
     log.check(cfg)
@@ -356,22 +363,6 @@ def initial_model(cfg: TrainConfig, preset: Preset) -> DiT:
         with reading(f"--init-from {cfg.init_from}"):
             load_weights(model, load_file(path), str(path))
     return model
-
-
-def held_out_batches(songs: Dataset, cfg: TrainConfig, make_batch: Callable[[list[dict]], Batch],
-                     processes: Processes) -> list[tuple[Batch, int]]:
-    """This process's share of the first validation songs, each batch with how many of its songs count.
-
-    All processes get equally many batches, since with FSDP they compute together; the last ones are filled up
-    with copies of the last song.
-    """
-    count, size = min(cfg.validation_songs, len(songs)), cfg.batch * processes.world
-    batches = []
-    for start in range(processes.rank * cfg.batch, math.ceil(count / size) * size, size):
-        numbers = [min(i, count - 1) for i in range(start, start + cfg.batch)]
-        batch = make_batch([songs[i, i] for i in numbers])
-        batches.append((batch, min(max(count - start, 0), cfg.batch)))
-    return batches
 
 
 # This script

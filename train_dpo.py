@@ -35,10 +35,9 @@ from phonemes import SymbolTable
 from support.checkpoint import to_resume
 from support.files import read_json, reading, replacing
 from support.hub import sha256
-from support.processes import Processes
-from support.stream import Batch, seeded
-from train import STATE, Trainer, begin, fit, folder_of_assets, held_out_batches
-from train import initial_model, initial_weights, song_draws
+from support.processes import Processes, autocast
+from support.stream import Batch, held_out_batches, seeded
+from train import STATE, Trainer, begin, fit, folder_of_assets, initial_model, initial_weights, song_draws
 
 SAVE_EVERY = 2000              # pairs between writes of precomputed losses
 KEYS = ("win_latent", "loss_latent", "transcription", "style", "gt_latent")
@@ -208,7 +207,8 @@ def precomputed(cfg: DPOConfig, model: DiT, sets: list[Pairs], make_batch: Calla
     depends = [sha256(initial_weights(cfg)),
                [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
                [sha256(file) for file in assets if file.is_file()],
-               share, cfg.batch, cfg.vae_sampled, cfg.sft, cfg.bf16, cfg.preset, cfg.max_frames, cfg.seed]
+               share, cfg.batch, cfg.vae_sampled, cfg.sft, cfg.bf16, cfg.fp16, cfg.preset, cfg.max_frames,
+               cfg.seed]
     digest = hashlib.sha256(json.dumps(depends).encode()).hexdigest()
     path, device, losses = cfg.out / f"reference-rank{share[0]}.pt", next(model.parameters()).device, {}
     with contextlib.suppress(*READ_ERRORS):                  # there is no file, or a corrupt one
@@ -231,7 +231,7 @@ def precomputed(cfg: DPOConfig, model: DiT, sets: list[Pairs], make_batch: Calla
     for batch in itertools.chain(batches, more):
         tensors = {k: v.to(device) for k, v in batch.tensors.items()}
         x0, flow_time, _ = song_draws(batch.seeds, tensors["latents"])
-        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bf16):
+        with autocast(device, cfg):
             computed = torch.stack(frozen_losses(model, tensors, x0, flow_time), 1).tolist()
         losses |= dict(zip(batch.seeds, map(tuple, computed)))
         if len(losses) - saved >= SAVE_EVERY:

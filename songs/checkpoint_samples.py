@@ -28,7 +28,7 @@ class CheckpointSamples:
     def __init__(self, cfg: TrainConfig, preset: Preset, shards: Shards, silence: Tensor,
                  device: torch.device, decoder: Path):
         self.folder, self.preset, self.device = cfg.out / "samples", preset, device
-        self.bf16 = cfg.bf16 and device.type == "cuda"       # where it is fast; elsewhere exact
+        self.bf16 = cfg.bf16 and not cfg.fp16 and device.type == "cuda"    # where it is fast
         self.codec = make_codec(preset.codec, decoder, device, trust=cfg.trust_vae)
         song = next(song for song in range(len(shards)) if not shards[song, 0]["broken"])
         item = shards[song, 0]

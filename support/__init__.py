@@ -9,6 +9,7 @@
     processes.py     rank, world size and collectives of torch.distributed; the device
     log.py           what a training run reports
     stream.py        songs of streamed shards in an order that the seed decides, with exact resume
+    original.py      settings files of the published code
     tars.py          shards: where they are, and the songs in them
     torchscript.py   the tensors of a TorchScript file, without its code
     phonemizer.py    checkpoint files of DeepPhonemizer, read safely

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from config import Settings, UserError
 from support.files import read_json, read_yaml
+from support.original import is_original, translate
 
 # Settings that an account lacks whose song was sung before they existed.
 BEFORE = {"solver": "euler", "sway": 0.0}
@@ -162,6 +163,10 @@ def read_config(source: str, settings: dict[str, Setting], recipes: Mapping[str,
         values = BEFORE | {name: value for name, value in values["settings"].items() if value is not None} | {
             "lyrics": source, "style": [source], "style_text": None, "lexicon": None, "ignore_style": False}
     values.pop("trust_vae", None)                            # files are data: only a flag lets code run
+    if is_original(values):
+        published = recipes.get("dpo", recipes.get("pretrain"))
+        base = {name: operator.attrgetter(name)(published) for name in settings} if published else {}
+        return base | typed(translate(values, settings, path), settings, lambda name: f"{path}: {name}")
     return typed(values, settings, lambda name: f"{path}: {name}")
 
 

@@ -22,6 +22,7 @@ from support.stream import Batch
 
 TIME_BINS = 4                  # equal ranges of flow time, each with a mean loss of its own
 LOG = "log.jsonl"
+SMALLEST_SCALE = 2.0 ** -20    # of a float16 loss; below it, the scale is not why gradients overflow
 
 
 def matmul_rate(device: torch.device, size: int = 8192) -> float:
@@ -86,11 +87,13 @@ class RunLog:
                 *(loss[bins == i].sum() for i in range(TIME_BINS)), *(values[k].sum() for k in extras)]
         sums = self.processes.sum(torch.tensor([float(x) for x in sums], dtype=torch.float64)).tolist()
         songs, total, failed, work, broken, *sums = sums
-        if failed or not norms["grad_norm"].isfinite():      # the weights are spoilt, on all processes
+        # The weights are spoilt, on all processes; but a scaled gradient that overflows is left out.
+        if failed or not norms["grad_norm"].isfinite() and norms.get("loss_scale", 0) < SMALLEST_SCALE:
             self.stop(step, bad if failed else [step])
         seconds, counts, losses = time.monotonic() - self.since, sums[:TIME_BINS], sums[TIME_BINS:]
         self.write({"step": step, "loss": round(total / songs, 7), "lr": rate,
-                    **{name: float(f"{norm.item():.4g}") for name, norm in norms.items()},
+                    **{name: float(f"{norm.item():.4g}") if norm.isfinite() else None     # as JSON wants it
+                       for name, norm in norms.items()},
                     **{k: round(x / songs, 5) for k, x in zip(extras, losses[TIME_BINS:])},
                     "songs_per_s": round(songs / seconds, 3),
                     "seconds_per_step": round(seconds / (step - self.last), 4),
@@ -131,7 +134,8 @@ class RunLog:
         if "validation_loss" in row:
             return f"{step} | validation loss {row['validation_loss']:.4f}"
         left = int(row["seconds_per_step"] * (self.cfg.steps - row["step"]))
-        parts = [f"{step} | loss {row['loss']:.4f} | lr {row['lr']:.2e} | grad {row['grad_norm']:7.3f}",
+        norm = "skipped" if row["grad_norm"] is None else f"{row['grad_norm']:7.3f}"
+        parts = [f"{step} | loss {row['loss']:.4f} | lr {row['lr']:.2e} | grad {norm}",
                  f"{row['songs_per_s']:7.2f} songs/s"]
         parts += [f"accuracy {100 * row['accuracy']:.0f} %"] if "accuracy" in row else []
         parts += [f"mfu {100 * row['mfu']:.1f} %"] if "mfu" in row else []

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from config import TrainConfig
 from support.files import hold, reading
 
 MOST_HOURS = 365 * 24          # that a collective waits, e.g. while one process works alone
@@ -104,6 +105,12 @@ def end_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
+
+
+def autocast(device: torch.device, cfg: TrainConfig) -> torch.autocast:
+    """Matrix products as --bf16 and --fp16 say."""
+    return torch.autocast(device.type, torch.float16 if cfg.fp16 else torch.bfloat16,
+                          enabled=cfg.fp16 or cfg.bf16)
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

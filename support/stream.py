@@ -2,24 +2,26 @@
 
 Read `Stream`: shards in a random order, windows of songs that are shuffled, and the state from which reading
 goes on after any song. `assign_to_lanes` hands the states to another number of reading processes. `Batch`,
-`keep_probabilities` and `shuffled` serve data.Shards, too, which reads local files in any order.
+`keep_probabilities`, `shuffled` and `count_broken` serve data.Shards, too, which reads local files in any
+order.
 """
 
 import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from config import READ_ERRORS, DataSettings, UserError
+from config import READ_ERRORS, DataSettings, TrainConfig, UserError
 from support.files import read_text, reading
-from support.tars import describe_fault, read_tar
+from support.processes import Processes
+from support.tars import FORMS, Fault, describe_fault, read_tar, some
 
 POOL = 16                      # buckets of songs that are sorted by length together
 
@@ -30,7 +32,7 @@ class Batch:
     tensors: dict[str, Tensor]     # what data.collate makes
     seeds: list[int]               # of each song's draws
     ids: list[str]                 # "SHARD: KEY" of each song
-    broken: list[str]              # songs skipped and not yet reported: "SHARD: song KEY: reason"
+    broken: list[Fault]            # songs skipped and not yet reported: "SHARD: song KEY: reason"
     place: dict                    # JSON: where this process's reading goes on after this batch
 
     def pin_memory(self) -> "Batch":
@@ -68,14 +70,29 @@ def keep_probability(kept: dict[str, float] | None, key: str) -> float:
     return 1.0 if kept is None else kept.get(key.rpartition("/")[2], 0.0)
 
 
+def not_as_asked(data: DataSettings, keys: Collection[str], kept: Collection[str],
+                 twice: Collection[str]) -> list[str]:
+    """What a user should hear of: wanted songs that are in no shard, and keys of several songs.
+
+    Args: keys in the shards; kept, those that --data.ids wants; twice, keys that occurred again.
+    """
+    here = {key.rpartition("/")[2] for key in keys}
+    absent = [key for key in kept if key not in here]
+    return [f"{data.ids}: in no shard: {some(absent)}"] * bool(absent) + [
+        f"{' '.join(data.shards)}: keys that occur more than once: {some(twice)}"] * bool(twice)
+
+
 def seeded(*numbers: int) -> torch.Generator:
     """A generator whose seed is made of all numbers."""
     return torch.Generator().manual_seed(functools.reduce(lambda a, b: a * 1_000_003 + b, numbers) % 2 ** 63)
 
 
-def shuffled(lengths: Tensor, bucket: int, rng: torch.Generator) -> Tensor:
-    """A random order of songs; `bucket` neighbours have similar lengths, which saves padding."""
-    order = torch.randperm(len(lengths), generator=rng)
+def shuffled(lengths: Tensor, bucket: int, rng: torch.Generator, shuffle: bool = True) -> Tensor:
+    """A random order of songs; `bucket` neighbours have similar lengths, which saves padding.
+
+    Without `shuffle`, the order in which they are.
+    """
+    order = torch.randperm(len(lengths), generator=rng) if shuffle else torch.arange(len(lengths))
     if bucket <= 1:
         return order
     pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(POOL * bucket)]
@@ -88,7 +105,7 @@ class Window(NamedTuple):
     lane: dict                               # the lane's state, in which the shard is the first of `todo`
     before: int                              # songs of the shard that came before
     songs: list[tuple[str, dict[str, bytes]]]        # keys and parts
-    broken: list[str]                        # what was found broken meanwhile
+    broken: list[Fault]                      # what was found broken meanwhile
 
 
 @dataclass(eq=False)
@@ -116,7 +133,8 @@ class Stream(IterableDataset):
         count = len(self.sources)
         rng = seeded(self.seed, number // count)
         order = (range(count) if self.once else torch.randint(count, (count,), generator=rng)
-                 if self.data.replacement else torch.randperm(count, generator=rng))
+                 if self.data.replacement else torch.randperm(count, generator=rng) if self.data.shuffle
+                 else range(count))
         return self.sources[order[number % count]]
 
     def windows(self, lane: dict) -> Iterator[Window | None]:
@@ -147,7 +165,7 @@ class Stream(IterableDataset):
         (number, given), *todo = lane["todo"]
         source, rng = self.source(number), seeded(self.seed, number, before)
         lengths = torch.tensor([len(parts["latent.pt"]) for _, parts in songs])
-        order = shuffled(lengths, self.data.bucket, rng)
+        order = shuffled(lengths, self.data.bucket, rng, self.data.shuffle)
         seeds = torch.randint(2 ** 62, order.shape, generator=rng)
         draws = torch.rand(order.shape, generator=rng)
         if broken:
@@ -177,7 +195,7 @@ class Stream(IterableDataset):
                     yield item, state
                 if barren > 10 * len(self.sources):
                     raise UserError(f"{self.sources[0]}: no song in it nor in {barren} others, or none that "
-                                    "--data.ids wants")
+                                    f"--data.ids wants; {FORMS}")
 
     def __iter__(self) -> Iterator[Batch]:
         worker, items = get_worker_info(), []
@@ -208,6 +226,53 @@ def in_turn(batches: Iterator[Batch], lanes: list[dict]) -> Iterator[Batch]:
     for batch in batches:
         lanes = [*lanes[1:], batch.place]
         yield replace(batch, place={"lanes": lanes})
+
+
+def check_broken(broken: Collection[Fault], songs: int, share: float) -> None:
+    """Raises: UserError if more than a share of the songs is broken; fewer than 100 count as 100."""
+    count = sum(fault.songs for fault in broken)
+    if count > share * max(songs, 100):
+        raise UserError(f"{count} broken among {songs} songs, more than --data.max-broken {share} "
+                        f"allows; one of them: {next(iter(broken))}")
+
+
+def count_broken(batches: Iterator[Batch], share: float) -> Iterator[Batch]:
+    """Yield the batches, each with the broken songs not yet reported. Raises: UserError for too many."""
+    songs, known, new = 0, {}, []
+    try:
+        for batch in batches:
+            songs += len(batch.ids)
+            new += [fault for fault in dict.fromkeys(batch.broken) if fault not in known]
+            known.update(dict.fromkeys(batch.broken))
+            check_broken(known, songs, share)
+            if batch.ids:
+                yield replace(batch, broken=new)
+                new = []
+    except UserError as e:                                   # a reading process puts its traceback before it,
+        text = str(e.with_traceback(None))                   # which keeps the loader alive, and \\n after it
+        raise UserError(text.split("UserError: ")[-1].removesuffix("\\n")) from None
+    except (RuntimeError, OSError, EOFError) as e:           # the last two while it hands on a batch
+        if isinstance(e, RuntimeError) and not str(e).startswith("DataLoader worker"):
+            raise
+        raise UserError(describe_fault("a process that reads songs died", e)) from None
+    if not songs:
+        raise UserError(f"no song left{'; ' + next(iter(known)) if known else ''}")
+
+
+def held_out_batches(songs: Dataset, cfg: TrainConfig, make_batch: Callable[[list[dict]], Batch],
+                     processes: Processes) -> list[tuple[Batch, int]]:
+    """This process's share of the first validation songs, each batch with how many of its songs count.
+
+    All processes get equally many batches, since with FSDP they compute together; the last ones are filled up
+    with copies of the last song.
+    """
+    count, size = min(cfg.validation_songs, len(songs)), cfg.batch * processes.world
+    batches = []
+    for start in range(processes.rank * cfg.batch, math.ceil(count / size) * size, size):
+        numbers = [min(i, count - 1) for i in range(start, start + cfg.batch)]
+        batch = make_batch([songs[i, i] for i in numbers])
+        batches.append((batch, min(max(count - start, 0), cfg.batch)))
+    return batches
 
 
 def grouped(stream: Iterator[Batch], size: int) -> Iterator[tuple[list[Batch], bool]]:

@@ -2,13 +2,14 @@
 
 Read `expand` (patterns to sources), `indexed` (where a file's songs lie), `read_tar` (a source's songs, front
 to back), then `opened` (files, http(s) addresses, commands, standard input). A song is KEY.latent.pt,
-KEY.style.pt and KEY.json in a row. A corrupt tar, or a song that lacks a part, is reported in one line and
-does not end the reading.
+KEY.style.pt and KEY.json in a row, or latent.pt, style.pt and json in a folder KEY. A corrupt tar, or a song
+that lacks a part, is reported in one line and does not end the reading.
 """
 
 import contextlib
 import glob
 import http.client
+import itertools
 import json
 import os
 import re
@@ -26,15 +27,31 @@ from config import READ_ERRORS, UserError
 from support.files import one_line, write_text
 
 ENDINGS = ("latent.pt", "style.pt", "json")
+FORMS = "a song is KEY.latent.pt, KEY.style.pt and KEY.json, or KEY/latent.pt, KEY/style.pt and KEY/json"
+FIRST = 3                      # names of many are told
 RETRY_S = (1, 4)               # seconds before an address is tried again
 TIMEOUT_S = 60
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz")
+LAYOUT = 2                     # of indexes; those of other numbers are made anew
 TAR_ERRORS = (*READ_ERRORS, tarfile.TarError, http.client.HTTPException, OverflowError)
 
 
-def describe_fault(where: str, why: object) -> str:
-    """What is broken and why, in one printable line."""
-    return str(UserError(f"{where}: {one_line(why, 200)}"))
+class Fault(str):
+    """What is broken, in one printable line; `songs`, how many it costs, as far as that is known."""
+    songs = 1
+
+
+def describe_fault(where: str, why: object, more: str = "", songs: int = 1) -> Fault:
+    """What is broken and why, and what else there is to say."""
+    fault = Fault(UserError(f"{where}: {one_line(why, 200)}{more}"))
+    fault.songs = songs
+    return fault
+
+
+def some(names: Collection[str]) -> str:
+    """How many there are, and the first of them."""
+    more = ", ..." if len(names) > FIRST else ""
+    return f"{len(names)} ({', '.join(itertools.islice(names, FIRST))}{more})"
 
 
 class Header(tarfile.TarInfo):
@@ -51,11 +68,16 @@ class Header(tarfile.TarInfo):
 
 
 def members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Key, ending and header of each file that belongs to a song; the key ends at the name's first dot."""
+    """Key, ending and header of each file that belongs to a song.
+
+    The key ends at the name's first dot. A file whose whole name is an ending belongs to its folder's song.
+    """
     for member in iter(tar.next, None):
         tar.members.clear()                                  # tarfile would keep all of them
         folder, slash, name = member.name.rpartition("/")
         key, _, ending = name.partition(".")
+        if name.lower() in ENDINGS and folder.rpartition("/")[2].strip("."):
+            folder, slash, key, ending = "", "", folder, name
         if member.isreg() and key and ending.lower() in ENDINGS:
             yield folder + slash + key, ending.lower(), member
 
@@ -115,32 +137,63 @@ def expand(shards: tuple[str, ...], pipe: bool) -> list[str]:
 
 # In any order
 
-def indexed(source: str) -> tuple[dict[str, dict[str, tuple[int, int]]], list[str]]:
-    """Key -> ending -> (offset, bytes) of a file's songs; and its fault, if it is corrupt.
+Songs = dict[str, dict[str, tuple[int, int]]]        # key -> ending -> (offset, bytes)
+
+
+def index_of(source: str) -> Path:
+    """Where `indexed` keeps what a file holds."""
+    return Path(source).with_name(f".{Path(source).name}.index")
+
+
+def read_index(source: str) -> tuple[list[int], Songs, list[str]]:
+    """What a file's index was made of, the file's songs then, and the keys that it had twice; or nothing."""
+    with contextlib.suppress(*READ_ERRORS):
+        head, text = index_of(source).read_text().split("\n")
+        layout, *made_of, checksum = json.loads(head)
+        if (layout, checksum) == (LAYOUT, zlib.crc32(text.encode())):
+            return made_of, *json.loads(text)
+    return [], {}, []
+
+
+def cut_off(source: str, why: object, end: int) -> Fault:
+    """The fault of a tar that cannot be read after byte `end`.
+
+    An index of the file as it once was tells which songs lay there.
+    """
+    songs = read_index(source)[1] if is_file(source) else {}
+    lost = [key for key, parts in songs.items() if min(parts.values())[0] > end]
+    told = f"; songs after byte {end} are lost{': ' + some(lost) if lost else ''}" if end or lost else ""
+    return describe_fault(source, why, told, max(1, len(lost)))
+
+
+def indexed(source: str) -> tuple[Songs, list[str], list[str]]:
+    """A file's songs; the keys that occur twice, of which the later songs count; its fault, if it is corrupt.
 
     What a whole file holds is written beside it, to .NAME.index, and read there as long as the file has the
     same size and time of change. A corrupt index is made anew; a folder that cannot be written to silently
     goes without.
     """
-    found, index = {}, Path(source).with_name(f".{Path(source).name}.index")
+    found, twice, end = {}, {}, 0
     try:
         about = os.stat(source)
         made_of = [about.st_size, about.st_mtime_ns]
-        with contextlib.suppress(*READ_ERRORS):
-            head, text = index.read_text().split("\n")
-            if json.loads(head) == [*made_of, zlib.crc32(text.encode())]:
-                return json.loads(text), []
+        then, *kept = read_index(source)
+        if then == made_of:
+            return *kept, []
         with tarfile.open(source, "r:", tarinfo=Header) as tar:
             for key, ending, member in members(tar):
                 if member.offset_data + member.size > about.st_size:
                     raise tarfile.ReadError(f"cut off: it ends amid {member.name}")
-                found.setdefault(key, {})[ending] = (member.offset_data, member.size)
+                if ending in found.setdefault(key, {}):
+                    twice[key] = None
+                found[key][ending] = (member.offset_data, member.size)
+                end = tar.offset
     except TAR_ERRORS as e:
-        return found, [describe_fault(source, e)]
-    text = json.dumps(found)
+        return found, [*twice], [cut_off(source, e, end)]
+    text = json.dumps([found, [*twice]])
     with contextlib.suppress(UserError):
-        write_text(index, f"{json.dumps([*made_of, zlib.crc32(text.encode())])}\n{text}")
-    return found, []
+        write_text(index_of(source), f"{json.dumps([LAYOUT, *made_of, zlib.crc32(text.encode())])}\n{text}")
+    return found, [*twice], []
 
 
 # Front to back
@@ -179,7 +232,7 @@ def opened(source: str) -> Iterator[BinaryIO]:
 
 def read_tar(source: str) -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
     """Yield key, parts and faults of each song in turn; last, if the tar is corrupt, ("", {}, [fault])."""
-    song, parts, faults = "", {}, []
+    song, parts, faults, end = "", {}, [], 0
     try:
         with opened(source) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=Header) as tar:
             for key, ending, member in members(tar):
@@ -187,8 +240,10 @@ def read_tar(source: str) -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
                     yield song, parts, missing_part(source, song, parts)
                     parts = {}
                 song, parts[ending] = key, tar.extractfile(member).read()
+                end = tar.offset
+            end = 0                                          # nothing is lost by what comes after the tar
     except TAR_ERRORS as e:
-        faults = [describe_fault(source, e)]
+        faults = [cut_off(source, e, end)]
     if parts:
         yield song, parts, missing_part(source, song, parts)
     if faults:

@@ -20,7 +20,7 @@ from tools.solvers import SolversConfig
 # The names that hold an object of a settings class: reading an attribute of such a name uses the setting.
 # Then the modules that may read it.
 HOLDERS = {SampleConfig: ({"cfg"}, "sample songs"), SingSettings: ({"cfg"}, "sample songs support.hub style"),
-           TrainConfig: ({"cfg"}, "train songs support.log support.checkpoint"),
+           TrainConfig: ({"cfg"}, "train songs support.log support.checkpoint support.stream"),
            DPOConfig: ({"cfg"}, "train_dpo"),
            EvaluateConfig: ({"cfg"}, "evaluate songs.listeners support.hub style"),
            DataSettings: ({"data"}, "data support"), PairsConfig: ({"cfg"}, "songs.pairs"),

@@ -27,13 +27,13 @@ from hypothesis import strategies as st
 
 import data as data_module
 from config import PRESETS, DataSettings, UserError
-from data import MULTIPLE, TAIL_FRAMES, Shards, check_broken, collate, conditions, crop_span, epochs, load
-from data import read_item, to_batch, trimmed
+from data import MULTIPLE, TAIL_FRAMES, Shards, collate, conditions, crop_span, epochs, load, read_item
+from data import to_batch, trimmed
 from phonemes import NO_WORD, SymbolTable
 from support import stream as streaming
 from support import tars
-from support.stream import Stream, assign_to_lanes, keep_probabilities, seeded, shuffled
-from support.tars import braces, expand, members
+from support.stream import Stream, assign_to_lanes, check_broken, keep_probabilities, seeded, shuffled
+from support.tars import Fault, braces, expand, members, read_tar
 
 quick = settings(deadline=None, derandomize=True, max_examples=100, database=None)
 BABY = PRESETS["baby"]
@@ -70,11 +70,11 @@ def song(**changes) -> dict[str, object]:
     return {ending.replace("_", "."): value for ending, value in parts.items() if value is not None}
 
 
-def shard(path: Path, songs: dict[str, dict[str, object]], mode: str = "w") -> Path:
+def shard(path: Path, songs: dict[str, dict[str, object]], mode: str = "w", dot: str = ".") -> Path:
     with tarfile.open(path, mode) as tar:
         for key, parts in songs.items():
             for ending, value in parts.items():
-                info = tarfile.TarInfo(f"{key}.{ending}")
+                info = tarfile.TarInfo(f"{key}{dot}{ending}")
                 info.size = len(packed(value))
                 tar.addfile(info, io.BytesIO(packed(value)))
     return path
@@ -273,6 +273,62 @@ def test_tar_with_folders(prefix, tmp_path):
     assert take(reading(path, stream=True), 1)[0].ids == [f"{source(path)}: {prefix}one"] * 2
 
 
+@pytest.mark.parametrize("prefix", ["", "./", "set/", "a.b/"])
+def test_a_folder_for_each_song(prefix, tmp_path):
+    """KEY/latent.pt, the form that the published README draws, is read as no song at all."""
+    folders = shard(tmp_path / "s.tar", {f"{prefix}{key}": song() for key in ("one", "x.y")}, dot="/")
+    flat = shard(tmp_path / "t.tar", {key: song() for key in ("one", "two")})
+    data = strict(folders)
+    assert data.keys == [f"{prefix}one", f"{prefix}x.y"]
+    assert all(data[i, 5]["latents"].equal(strict(flat)[i, 5]["latents"]) for i in (0, 1))
+    assert set(keys_of(take(reading(folders, stream=True), 2))) == {f"{prefix}one", f"{prefix}x.y"}
+    names = tmp_path / "ids.jsonl"
+    names.write_text('{"id": "x.y", "duration": 1}')
+    for stream in (False, True):
+        assert set(keys_of(take(reading(folders, stream=stream, ids=names), 2))) == {f"{prefix}x.y"}
+    (tmp_path / ".s.tar.index").write_text("")
+    shard(folders, {f"{prefix}one": song(json=None)}, dot="/")
+    assert mistake(strict, folders) == f"{folders}: song {prefix}one: no {prefix}one.json"
+
+
+def test_no_song(tmp_path):
+    """Shards of another form, trained on or found faultless."""
+    path = shard(tmp_path / "s.tar", {".": song()}, dot="/")
+    shard(path, {"latent": {"pt": b"", "npy": b""}}, "a")
+    for call in (lambda: strict(path), lambda: next(reading(path, stream=True))):
+        text = mistake(call)
+        assert "no song" in text and "KEY.latent.pt" in text and "KEY/latent.pt" in text
+
+
+def starts_in(path: Path) -> list[int]:
+    with tarfile.open(path) as tar:
+        return [member.offset for member in tar]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_truncated_shard_counts_what_it_lost(known, tmp_path, capsys):
+    """Half of a shard that counts as one broken song, so that a run goes on with the other half."""
+    path = shard(tmp_path / "s.tar", {f"k{i}": song() for i in range(9)})
+    starts, whole = starts_in(path), path.read_bytes()
+    if known:
+        assert len(strict(path)) == 9                        # which leaves an index
+    path.write_bytes(whole[:starts[13] + 700])               # amid the second file of k4
+    lost = f"songs after byte {starts[13]} are lost" + ": 4 (k5, k6, k7, ...)" * known
+    shards = Shards(settings_of(path), PRESET, TABLE)
+    fault, partial = shards.broken
+    assert fault.startswith(f"{path}: ") and fault.endswith(f"; {lost}") and "song k4: no" in partial
+    assert (fault.songs, partial.songs) == (4 if known else 1, 1)
+    assert pickle.loads(pickle.dumps(fault)).songs == fault.songs            # from a reading process
+    *_, (_, _, [streamed]) = read_tar(str(path))
+    assert streamed.endswith(f"; {lost}") and streamed.songs == fault.songs
+    songs = "5 broken among 9" if known else "2 broken among 6"
+    assert mistake(lambda: reading(path, max_broken=0.01)).startswith(songs)
+    assert take(reading(path, max_broken=0.051), 1) and lost in capsys.readouterr().err
+    path.write_bytes(whole[:starts[12]] + b"z" * 600 + whole[starts[12] + 600:])       # damaged amid
+    [fault] = Shards(settings_of(path), PRESET, TABLE).broken
+    assert fault.songs == (5 if known else 1) and f"songs after byte {starts[12]} are lost" in fault
+
+
 # What is broken
 
 class Evil:
@@ -391,8 +447,8 @@ def test_too_many_broken_in_the_index(tmp_path):
     path = shard(tmp_path / "s.tar", {f"{i}": song(json=None if i < 3 else {"word": []}) for i in range(9)})
     assert mistake(lambda: reading(path, max_broken=0.02)).startswith("3 broken among 9 songs")
     assert take(reading(path, max_broken=0.03), 1)
-    check_broken(["a"] * 3, 300, 0.01)
-    assert "4 broken among 300" in mistake(check_broken, ["a"] * 4, 300, 0.01)
+    check_broken([Fault("a")] * 3, 300, 0.01)
+    assert "4 broken among 300" in mistake(check_broken, [Fault("a")] * 4, 300, 0.01)
 
 
 # Order of local files
@@ -540,6 +596,17 @@ def test_replacement(paths):
     assert len(set(streamed)) == 37 and max(collections.Counter(streamed[:37]).values()) > 1
 
 
+@pytest.mark.parametrize("stream, workers", [(False, 0), (False, 2), (True, 0)])
+def test_no_shuffle(stream, workers, paths):
+    """Songs that are shuffled though nobody wanted it: in a window, by shards, or by length."""
+    batches = reading(*paths, stream=stream, batch=1, shuffle=False, window=4, workers=workers)
+    assert keys_of(take(batches, 74)) == [f"{i:02}" for i in range(37)] * 2
+    drawn = keys_of(take(reading(*paths, stream=stream, batch=1, shuffle=False, replacement=True), 60))
+    runs = [b == f"{int(a) + 1:02}" for a, b in itertools.pairwise(drawn)]
+    assert 0.7 < sum(runs) / len(runs) < 1                   # whole shards, drawn
+    assert "--data.bucket 2: reorders" in mistake(lambda: reading(*paths, shuffle=False, bucket=2))
+
+
 # The index beside a shard
 
 def index_of(path: Path) -> Path:
@@ -619,6 +686,26 @@ def test_ids(stream, paths, tmp_path):
         chance = (i / 10) ** 1.2
         assert abs(count[f"{i:02}"] - epochs * chance) < 4 * (epochs * chance * (1 - chance)) ** 0.5
     assert all(abs(count[f"{i:02}"] - epochs) <= 2 for i in range(10, 20))
+
+
+def test_ids_that_no_shard_has_and_keys_that_occur_twice(tmp_path, capsys):
+    """A list of another data set, of which a tenth is found; a song that is trained on twice."""
+    one = shard(tmp_path / "one.tar", {"a": song(), "x/b": song(), "c": song()})
+    shard(one, {"c": song()}, "a")
+    two = shard(tmp_path / "two.tar", {"a": song(), "b": song(), "d": song()})
+    names = tmp_path / "ids.jsonl"
+    names.write_text("".join(json.dumps({"id": key, "duration": 9 - i}) + "\n"
+                             for i, key in enumerate(("a", "b", "e", "f", "g", "h", "short"))))
+    twice = f"warning: {one} {two}: keys that occur more than once: 2 (c, a)\n"
+    absent = f"warning: {names}: in no shard: 4 (e, f, g, ...)\n"
+    for _ in range(2):                                       # the second time from the indexes
+        take(reading(one, two), 1)
+        assert capsys.readouterr().err == twice
+        take(reading(one, two, ids=names, min_duration=3.5), 1)
+        assert capsys.readouterr().err == absent + twice
+    take(reading(two, rank=1, world=2, ids=names), 1)
+    take(reading(two), 1)
+    assert capsys.readouterr().err == ""
 
 
 def test_bad_ids(paths, tmp_path):
@@ -712,7 +799,7 @@ def test_an_address(paths, tmp_path, monkeypatch, capsys):
     assert {f"{i:02}" for i in range(9)} < keys and 1 < len([k for k in keys if 18 <= int(k) < 29]) < 11
     first, *others = sorted(name for batch in batches for name in batch.broken)
     assert first.startswith(f"{address}/none.tar: HTTP Error 503") and calls["/none.tar"] >= 2
-    assert "cut off" in others[0] and "song" not in others[0]    # it ends between two files of a song
+    assert "cut off" in others[0] and ": song" not in others[0]  # it ends between two files of a song
     assert len(others) == 2 and all(name.startswith(f"{address}/s-3.tar: ") for name in others)
 
 

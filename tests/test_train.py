@@ -5,6 +5,7 @@ import dataclasses
 import faulthandler
 import functools
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -35,6 +36,7 @@ from model import DiT
 from support import checkpoint, log
 from support.cli import parse
 from support.hub import sha256
+from support.processes import Processes
 from train import FlowObjective, Trainer, grouped, rate_at, song_draws, train
 
 CLEAN = multiprocessing.get_context("forkserver")            # a mere fork has the locks of our threads
@@ -494,6 +496,24 @@ def test_what_does_not_resume(cfg, change, fragment):
     assert fragment in str(caught.value)
 
 
+def test_checkpoints_from_before_a_setting(cfg):
+    """A run that cannot go on since the code has learnt more; or that goes on with what it then was not."""
+    train(dataclasses.replace(cfg, steps=2))
+    file = cfg.out / "last" / "state.json"
+    state = json.loads(file.read_text())
+    del state["config"]["fp16"], state["config"]["data"]["shuffle"], state["scaler"]
+    file.write_text(json.dumps(state))
+
+    def resume(cfg: TrainConfig) -> list[dict]:
+        model = module.initial_model(cfg, config.PRESETS["tiny"])
+        wrapped = functools.partial(FlowObjective, cfg=cfg)
+        return Trainer(cfg, model, wrapped, Processes(), torch.device("cpu")).resume(cfg.out / "last")
+    assert resume(cfg) == state["places"]
+    for change in ({"fp16": True}, {"data": dataclasses.replace(cfg.data, shuffle=False)}):
+        with pytest.raises(UserError, match="was made with --(fp16 False, not True|data.shuffle True, not)"):
+            resume(dataclasses.replace(cfg, **change))
+
+
 def test_resume_from_a_named_checkpoint(cfg, tmp_path):
     """A branch of a run: another folder, the same past."""
     train(cfg)
@@ -590,6 +610,46 @@ def test_compiled(cfg, tmp_path):
     train(dataclasses.replace(cfg, out=tmp_path / "compiled", compile=True))
     one, two = (load_file(folder / "last" / WEIGHTS) for folder in (cfg.out, tmp_path / "compiled"))
     assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], atol=1e-4) for k in one)
+
+
+def overflowing(monkeypatch, calls: set[int]) -> None:
+    """Make the gradients of these steps overflow."""
+    numbers, scale = itertools.count(1), torch.amp.GradScaler.scale
+    monkeypatch.setattr(torch.amp.GradScaler, "scale", lambda self, loss: scale(self, loss) * (
+        torch.inf if next(numbers) in calls else 1))
+
+
+def test_float16(cfg, tmp_path, monkeypatch):
+    """Gradients that stay scaled; one that overflows and spoils the weights; a scale lost at a break."""
+    train(dataclasses.replace(cfg, out=tmp_path / "exact", steps=1))
+    cfg, types, loss = dataclasses.replace(cfg, fp16=True), [], module.flow_loss
+    monkeypatch.setattr(module, "flow_loss", lambda *args: (
+        types.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))), loss(*args))[1])
+    whole = dataclasses.replace(cfg, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        overflowing(patch, {2})
+        train(whole)
+    exact, (first, skipped, third, _) = rows(dataclasses.replace(cfg, out=tmp_path / "exact"))[0], rows(whole)
+    assert set(types) == {(True, torch.float16)}
+    assert first["loss"] == pytest.approx(exact["loss"], rel=0.01)
+    assert first["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.02)
+    assert (skipped["grad_norm"], skipped["update_norm"]) == (None, 0)
+    assert (first["loss_scale"], skipped["loss_scale"]) == (65540, 32770) and third["update_norm"] > 0
+    with monkeypatch.context() as patch:
+        overflowing(patch, {2})
+        train(dataclasses.replace(cfg, steps=2))
+    train(cfg)
+    assert equal(cfg.out / "last", whole.out / "last")
+    scales = [json.loads((c.out / "last" / "state.json").read_text())["scaler"] for c in (cfg, whole)]
+    assert scales[0] == scales[1] and scales[0]["scale"] == 32768
+
+
+def test_float16_that_always_overflows(cfg, monkeypatch):
+    """A run that leaves out every step, for days."""
+    monkeypatch.setattr(log, "SMALLEST_SCALE", 2.0 ** 14)
+    overflowing(monkeypatch, set(range(99)))
+    with pytest.raises(UserError, match="up to step 3 .* a gradient is not finite"):
+        train(dataclasses.replace(cfg, fp16=True, steps=9, save_every=9))
 
 
 def test_a_loss_that_explodes(cfg, monkeypatch):

@@ -75,8 +75,9 @@ def bench_sample(cfg: BenchConfig, preset: Preset, frames: int, device: torch.de
 
 def bench_train(cfg: BenchConfig, preset: Preset, frames: int, device: torch.device) -> None:
     """Print what optimizer steps over --batch songs of `frames` take."""
-    settings = TrainConfig(preset=cfg.preset, batch=cfg.batch, bf16=cfg.dtype == "bfloat16", ema=0.0,
-                           gradient_checkpointing=cfg.gradient_checkpointing, compile=cfg.compile)
+    settings = TrainConfig(preset=cfg.preset, batch=cfg.batch, bf16=cfg.dtype == "bfloat16",
+                           fp16=cfg.dtype == "float16", ema=0.0, compile=cfg.compile,
+                           gradient_checkpointing=cfg.gradient_checkpointing)
     most, seconds = training(settings, preset, frames, device, cfg.steps - 1)
     print(f"{f'a step of {cfg.batch} songs of {frames} frames, at most':45} {most / GIB:8.3f} GiB")
     if seconds:

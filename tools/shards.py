@@ -14,13 +14,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import PHONEMIZER, PRESETS, READ_ERRORS, Preset, Settings, UserError, one_of, within
+from config import PHONEMIZER, PRESETS, READ_ERRORS, DataSettings, Preset, Settings, UserError, one_of, within
 from lyrics.check import OVERLAP_S
 from lyrics.pronounce import SOUNDLESS
 from phonemes import SymbolTable, load_phonemizer
 from support.cli import command, run
 from support.files import make_folder
-from support.tars import describe_fault, expand, read_tar
+from support.tars import FORMS, describe_fault, expand, read_tar
 
 BEYOND_S = 0.5                 # by which words may outlast their recording
 FIRST_WORDS = 6                # of a song, are listed
@@ -40,15 +40,21 @@ class InspectConfig(Settings):
 class ValidateConfig(Settings):
     """Check every song of shards: parts, shapes, finite numbers, words, phonemes."""
     shards: str                                 # shards as in train.py: a pattern, a folder, an address
+    ids: Path | None = None                     # JSONL of {"id", "duration"}, as --data.ids of train.py: are
+                                                #   all of them there?
     preset: str = one_of("baby", PRESETS)       # the model they are for: a name in config.PRESETS
     phonemizer: Path | None = None              # a DeepPhonemizer checkpoint that knows the songs' phonemes;
                                                 #   default: the model's own
 
 
 def read_songs(shards: str, preset: Preset) -> Iterator[tuple[str, str, dict[str, bytes], tuple | None, str]]:
-    """Place, key and files of each song, and what data.read_song makes of them, or why it cannot."""
+    """Place, key and files of each song, and what data.read_song makes of them, or why it cannot.
+
+    Raises: UserError if there are none.
+    """
     from data import read_song
 
+    where = ""
     for source in expand((shards,), pipe=False):
         for key, files, faults in read_tar(source):
             where, song = f"{source}: song {key}", None
@@ -57,6 +63,8 @@ def read_songs(shards: str, preset: Preset) -> Iterator[tuple[str, str, dict[str
             except READ_ERRORS as e:
                 faults = [describe_fault(where, e)]
             yield where, key, files, song, "".join(faults)
+    if not where:
+        raise UserError(f"{shards}: no song; {FORMS}")
 
 
 def inspect(cfg: InspectConfig) -> None:
@@ -101,8 +109,11 @@ def inspect(cfg: InspectConfig) -> None:
 def validate(cfg: ValidateConfig) -> None:
     """Print a line for each problem in shards, and notes; exits with code 1 if there are problems."""
     from support.hub import fetch, own_file
+    from support.stream import keep_probabilities, not_as_asked
 
     preset, first_of, counts = PRESETS[cfg.preset], {}, collections.Counter()
+    asked = DataSettings((cfg.shards,), ids=cfg.ids)
+    kept = keep_probabilities(asked) or ()
     phonemizer = own_file(cfg.phonemizer, cfg.preset, PHONEMIZER) or fetch("phonemizer")
     known = SymbolTable(load_phonemizer(phonemizer).symbols).ids.keys() | SOUNDLESS
     for where, key, _, song, fault in read_songs(cfg.shards, preset):
@@ -116,6 +127,9 @@ def validate(cfg: ValidateConfig) -> None:
         for kind, text in found:
             print(f"{kind}: {text}")
             counts[kind] += 1
+    for text in not_as_asked(asked, first_of, kept, ()):
+        print(f"problem: {text}")
+        counts["problem"] += 1
     print(f"{cfg.shards}: {len(first_of)} songs, {counts['problem']} problems, {counts['note']} notes")
     if counts["problem"]:
         sys.exit(1)

@@ -588,6 +588,14 @@ def test_validate(made, tmp_path, capsys):
         assert row.startswith(f"{'problem' if reason else 'note'}: {one}: song {key}: {reason or 'word 2'}")
     assert rows[-2].endswith(f"two.tar: song good: its name is that of {one}: song good")
     assert rows[-1].endswith(": 5 songs, 11 problems, 1 notes") and len(rows) == len(cases) + 2
+    (tmp_path / "ids.jsonl").write_text('{"id": "good", "duration": 1}\n{"id": "gone", "duration": 1}')
+    assert run(shards.main, "validate", tmp_path / "shards", "--ids", tmp_path / "ids.jsonl") == 1
+    assert f"problem: {tmp_path / 'ids.jsonl'}: in no shard: 1 (gone)" in capsys.readouterr().out
+    with tarfile.open(tmp_path / "other.tar", "w") as tar:
+        prepare.add(tar, "good.npy", posterior)
+    for command in ("inspect", "validate"):                  # no song is no good shard
+        text = mistake(run, shards.main, command, tmp_path / "other.tar")
+        assert text.startswith(f"{tmp_path / 'other.tar'}: no song; a song is KEY.latent.pt")
     assert "no such shard" in mistake(run, shards.main, "validate", tmp_path / "nothing.tar")
     for command in ("inspect", "validate"):
         assert "--preset x" in mistake(run, shards.main, command, made / "songs-000000.tar", "--preset", "x")
