@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -83,14 +84,15 @@ def pair_of(song: Song, truth: Path | None, preset: Preset, scorer: Callable[[Pa
         frames = min(frames, shape[1])
     pair = {"id": song.id}
     with contextlib.ExitStack() as stack:
-        def at(key: str, ending: str) -> Path:
+        def at(key: str, ending: str) -> BinaryIO:           # torch.save would write a path's name into it
             pair[key] = f"pairs/{song.id}.{ending}"
-            return stack.enter_context(replacing(cfg.out_dir / pair[key]))
+            path = stack.enter_context(replacing(cfg.out_dir / pair[key]))
+            return stack.enter_context(path.open("wb"))
 
         for name, i in zip(("win", "loss"), chosen):
             latents = tensor_of(outputs[i].latents)[:frames].clone()                      # (frames, C)
             torch.save(latents, at(f"{name}_latent", f"{name}.pt"))
-        at("transcription", "json").write_text(json.dumps({"word": record["word"]}))
+        at("transcription", "json").write(json.dumps({"word": record["word"]}).encode())
         torch.save(torch.tensor(record["style"]), at("style", "style.pt"))
         if truth:
             torch.save(posterior[:, :frames].clone(), at("gt_latent", "gt.pt"))
@@ -114,6 +116,8 @@ def make_pairs(cfg: PairsConfig) -> None:
     preset = processes.one_first(lambda: locate(asked)).preset
     device = pick_device(cfg.device, processes.local)
     scorer = processes.one_first(lambda: chooser_of(resolve(asked, preset, device), device))
+    make_folder(cfg.out)
+    processes.hold(cfg.out)
     if processes.main:
         for name in MADE:
             (asked.out_dir / name).unlink(missing_ok=True)
