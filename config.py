@@ -348,9 +348,10 @@ class DPOConfig(TrainConfig):
     sft: str = one_of("none", ("none", "win", "gt"))         # flow matching beside it: none, win (on
                                                 #   winners), gt (on ground truth)
     sft_weight: float = within(0.2, 0)          # its weight
-    reference: str = one_of("float32", ("float32", "bfloat16", "precomputed"))     # the frozen reference:
-                                                #   float32; bfloat16, half as large; or precomputed: only its
-                                                #   losses are kept, computed before the run
+    reference: str = one_of("float32", ("float32", "precomputed"))     # the frozen reference: float32, as
+                                                #   the model (its error in bfloat16, times beta, would be a
+                                                #   preference); or precomputed: only its losses are kept,
+                                                #   computed before the run
 
 
 # Starting points for `--config NAME`. Source of the first three: the published templates of JAM-0.5, which
@@ -362,11 +363,12 @@ RECIPES = {
     "pretrain": TrainConfig(**_published, max_frames=2000, out=Path("runs/pretrain")),
     "sft": TrainConfig(**_published, gradient_checkpointing=True, out=Path("runs/sft")),
     "dpo": DPOConfig(**_published | {
-        "batch": 1, "accumulate": 4, "lr": 5e-7, "warmup": 1000, "steps": 20_000, "save_every": 100,
+        "data": DataSettings(), "batch": 1, "accumulate": 4, "lr": 5e-7, "warmup": 1000, "steps": 20_000,
         # In float32, as the original: beta, 2000, multiplies a difference of losses which bfloat16, with its
         # three digits, would drown in its own error.
         "bf16": False,
-        "log_every": 8, "gradient_checkpointing": True, "listen": False, "out": Path("runs/dpo")}),
+        "save_every": 100, "log_every": 8, "gradient_checkpointing": True, "listen": False,
+        "out": Path("runs/dpo")}),
     "baby-pretrain": TrainConfig(data=DataSettings(bucket=8, workers=1), max_frames=320, lr=1.5e-3,
                                  steps=3200),
     "baby-sft": TrainConfig(data=DataSettings(bucket=8, workers=1), out=Path("runs/baby-sft"), steps=600,

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from config import AVERAGED, CODEC, CONFIG, PHONEMIZER, PRESETS, READ_ERRORS, RECIPES, SILENCE, STYLES
-from config import WEIGHTS, DataSettings, Preset, TrainConfig, UserError
+from config import AVERAGED, CODEC, CONFIG, PHONEMIZER, PRESETS, RECIPES, SILENCE, STYLES, WEIGHTS
+from config import DataSettings, Preset, TrainConfig, UserError
 from support.cli import first, parse, run
 
 if __name__ == "__main__":
@@ -36,13 +36,12 @@ from torch.nn.parallel import DistributedDataParallel
 from data import Shards, load, to_batch
 from model import DiT, drop, flops, flow_loss, load_weights
 from phonemes import SymbolTable, load_phonemizer
-from songs.checkpoint_samples import CheckpointSamples
+from songs.checkpoint_samples import CheckpointSamples, listener
 from support import checkpoint, log
-from support.files import find, make_folder, one_line, reading
+from support.files import find, make_folder, reading
 from support.hub import fetch, weights_in
 from support.processes import Processes, autocast, pick_device
 from support.stream import Batch, grouped, held_out_batches
-from support.tars import expand
 from vae import silence_of
 
 OPTIMIZER, STATE, RNG = "optimizer.pt", "state.json", "rng.pt"
@@ -312,7 +311,7 @@ def fit(trainer: Trainer, preset: Preset, stream: Iterator[Batch], held_out: lis
 # What a run begins with; train_dpo.py uses it, too
 
 def begin(cfg: TrainConfig, processes: Processes) -> tuple[torch.device, Preset, SymbolTable, Tensor]:
-    """Check combinations of settings, make --out and load the assets.
+    """Check combinations of settings, make --out, keep other runs out of it, and load the assets.
 
     Returns: this process's device, the preset, the ids of phonemes, the silence frame (C,).
     """
@@ -332,6 +331,7 @@ def begin(cfg: TrainConfig, processes: Processes) -> tuple[torch.device, Preset,
         # cuDNN tries its convolutions out at each new length, which pays where there are few.
         torch.backends.cudnn.benchmark = not preset.trim or cfg.max_frames is not None
     make_folder(cfg.out)
+    processes.hold(cfg.out)
     if processes.main:
         checkpoint.sweep(cfg.out)
     processes.wait()
@@ -382,7 +382,7 @@ def work(cfg: TrainConfig, processes: Processes) -> None:
     trainer = Trainer(cfg, model, functools.partial(FlowObjective, cfg=cfg), processes, device)
     places = trainer.resume(found) if found else None
 
-    held_out, samples = [], None
+    held_out = []
     validation = DataSettings(cfg.validation or cfg.data.shards, pipe=cfg.data.pipe, from_start=True,
                               style_index=0)
     if cfg.validation:
@@ -390,18 +390,9 @@ def work(cfg: TrainConfig, processes: Processes) -> None:
         shards = Shards(validation, preset, table, strict=True)
         held_out = held_out_batches(shards, cfg, make_batch, processes)
 
-    # A song at each checkpoint, if one can be sung. Its shard is the first; the others need not be indexed.
-    if processes.main and cfg.listen:
-        first = expand(validation.shards, validation.pipe)[0]
-        try:
-            decoder = cfg.vae or folder_of_assets(cfg) / CODEC
-            if not decoder.is_file():
-                raise UserError(f"no --vae, no {decoder}")
-            shards = Shards(dataclasses.replace(validation, shards=(first,)), preset, table)
-            samples = CheckpointSamples(cfg, preset, shards, silence, device, decoder)
-        except READ_ERRORS as e:
-            print(f"checkpoints come without a song: {one_line(e, 200)}", flush=True)
-
+    decoder = cfg.vae or folder_of_assets(cfg) / CODEC
+    sings = processes.main and cfg.listen
+    samples = listener(cfg, validation, preset, table, silence, device, decoder) if sings else None
     share, pin = (processes.rank, processes.world), device.type == "cuda"
     stream = load(cfg.data, preset, table, silence, cfg.batch, cfg.seed, share, places, pin)
     fit(trainer, preset, stream, held_out, samples)

@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from config import PHONEMIZER, READ_ERRORS, RECIPES, SILENCE, DPOConfig, Preset, UserError
+from config import PHONEMIZER, READ_ERRORS, RECIPES, SILENCE, DataSettings, DPOConfig, Preset, UserError
 from support.cli import first, parse, run
 
 if __name__ == "__main__":
@@ -40,6 +40,7 @@ from support.stream import Batch, held_out_batches, seeded
 from train import STATE, Trainer, begin, fit, folder_of_assets, initial_model, initial_weights, song_draws
 
 SAVE_EVERY = 2000              # pairs between writes of precomputed losses
+DATA = ("workers", "style_index", "from_start")        # of --data, what pairs have a use for
 KEYS = ("win_latent", "loss_latent", "transcription", "style", "gt_latent")
 
 
@@ -90,11 +91,11 @@ class PreferenceObjective(nn.Module):
     def losses(self, batch: dict[str, Tensor], x0: Tensor, flow_time: Tensor,
                reference: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """As `forward`, for given draws; reference, the frozen model's losses of winners and losers (B,)."""
-        pair = [batch["latents"], batch["loser"]]
-        songs = [*pair, batch["truth"]] if self.cfg.sft == "gt" else pair
-        policy = losses_of(self.model, songs, batch, x0, flow_time)
-        loss, inside = preference(policy[:2], reference, self.cfg.beta)
-        sft = {"none": torch.zeros_like(loss), "win": policy[0], "gt": policy[-1]}[self.cfg.sft]
+        policy = losses_of(self.model, [batch["latents"], batch["loser"]], batch, x0, flow_time)
+        loss, inside = preference(policy, reference, self.cfg.beta)
+        sft = policy[0] if self.cfg.sft == "win" else torch.zeros_like(loss)
+        if self.cfg.sft == "gt":             # apart: the pair's losses in a batch of three round otherwise
+            sft, = losses_of(self.model, [batch["truth"]], batch, x0, flow_time)
         return {"loss": loss + self.cfg.sft_weight * sft, "dpo_loss": loss, "inside": inside,
                 "accuracy": (inside > 0).float(), "policy_loss": (policy[0] + policy[1]) / 2,
                 "reference_loss": (reference[0] + reference[1]) / 2, "flow_time": flow_time}
@@ -150,9 +151,14 @@ class Pairs(torch.utils.data.Dataset):
             latents = {key: self.latents(files[key], key == "gt_latent" or self.cfg.vae_sampled, rng)
                        for key in files if key.endswith("latent")}
             style = torch.load(files["style"], map_location="cpu", weights_only=True).detach().float()
-            style = style[0] if style.dim() == 2 else style
-            if style.shape != (self.preset.model.cond_dim,):
-                raise ValueError(f"style {tuple(style.shape)}; expected ({self.preset.model.cond_dim},)")
+            width = self.preset.model.cond_dim
+            if style.dim() not in (1, 2) or not len(style) or style.shape[-1] != width:
+                raise ValueError(f"style {tuple(style.shape)}; expected ({width},) or (n, {width})")
+            if not style.isfinite().all():
+                raise ValueError(f"style {files['style'].name}: infinite, or not a number")
+            if style.dim() == 2:
+                index = self.cfg.data.style_index
+                style = style[torch.randint(len(style), (), generator=rng) if index is None else index]
             content = json.loads(files["transcription"].read_text(encoding="utf-8"))
             words = [(*word, [(p["text"], p["start"], p["end"]) for p in about.get("phones", ())])
                      for word, about in zip(words_of(content), content["word"])]
@@ -161,7 +167,8 @@ class Pairs(torch.utils.data.Dataset):
                 raise ValueError(f"lengths {', '.join(f'{k} {len(x)}' for k, x in latents.items())} frames; "
                                  "expected equal ones")
         most = self.preset.model.max_frames
-        start = int(torch.randint(max(0, frames - most) + 1, (), generator=rng))
+        last = 0 if self.cfg.data.from_start else max(0, frames - most)
+        start = int(torch.randint(last + 1, (), generator=rng))
         names = {"win_latent": "latents", "loss_latent": "loser", "gt_latent": "truth"}
         return {names[key]: x[start:start + most] for key, x in latents.items()} | {
             "style": style, "id": where, "seed": job[1],
@@ -246,6 +253,11 @@ def work(cfg: DPOConfig, processes: Processes) -> None:
     """This process's part of training."""
     if cfg.init_from is None:
         raise UserError("--init-from: expected the weights that are to be aligned, or their folder")
+    for field in dataclasses.fields(DataSettings):
+        if field.name not in DATA and getattr(cfg.data, field.name) != field.default:
+            raise UserError(f"--data.{field.name.replace('_', '-')}: has no use: songs come from --pairs")
+    if cfg.bf16 and cfg.fsdp:
+        raise UserError("--bf16 --fsdp: the model would have weights in bfloat16, its reference in float32")
     device, preset, table, silence = begin(cfg, processes)
     sets, held_out = [Pairs(cfg, preset, table)], []
     make_batch = functools.partial(to_batch, silence=silence, preset=preset)
@@ -257,7 +269,7 @@ def work(cfg: DPOConfig, processes: Processes) -> None:
     if cfg.reference == "precomputed":
         reference = precomputed(cfg, model, sets, make_batch, held_out, found, share)
     else:
-        reference = copy.deepcopy(model).requires_grad_(False).to(getattr(torch, cfg.reference))
+        reference = copy.deepcopy(model).requires_grad_(False)
     trainer = Trainer(cfg, model, functools.partial(PreferenceObjective, reference=reference, cfg=cfg),
                       processes, device, sha256(initial_weights(cfg)))
     places = trainer.resume(found) if found else None

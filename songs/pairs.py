@@ -84,10 +84,10 @@ def pair_of(song: Song, truth: Path | None, preset: Preset, scorer: Callable[[Pa
         frames = min(frames, shape[1])
     pair = {"id": song.id}
     with contextlib.ExitStack() as stack:
-        def at(key: str, ending: str) -> BinaryIO:
+        def at(key: str, ending: str) -> BinaryIO:           # torch.save would write a path's name into it
             pair[key] = f"pairs/{song.id}.{ending}"
-            temporary = stack.enter_context(replacing(cfg.out_dir / pair[key]))
-            return stack.enter_context(temporary.open("wb"))     # whose name a tensor will not hold
+            path = stack.enter_context(replacing(cfg.out_dir / pair[key]))
+            return stack.enter_context(path.open("wb"))
 
         for name, i in zip(("win", "loss"), chosen):
             latents = tensor_of(outputs[i].latents)[:frames].clone()                      # (frames, C)
@@ -116,6 +116,8 @@ def make_pairs(cfg: PairsConfig) -> None:
     preset = processes.one_first(lambda: locate(asked)).preset
     device = pick_device(cfg.device, processes.local)
     scorer = processes.one_first(lambda: chooser_of(resolve(asked, preset, device), device))
+    make_folder(cfg.out)
+    processes.hold(cfg.out)
     if processes.main:
         for name in MADE:
             (asked.out_dir / name).unlink(missing_ok=True)

@@ -13,9 +13,12 @@ import inspect
 import json
 import math
 import operator
+import os
 import re
+import signal
 import sys
 import textwrap
+import time
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -25,6 +28,7 @@ from config import Settings, UserError
 from support.files import read_json, read_yaml
 from support.original import is_original, translate
 
+PARENT = os.getppid()          # as this process began: torchrun, if that started it
 # Settings that an account lacks whose song was sung before they existed.
 BEFORE = {"solver": "euler", "sway": 0.0}
 NUMBERS = "numbers with commas between them"
@@ -264,7 +268,10 @@ def first(read: Callable[[], object]) -> None:
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call main; a user's mistake ends as one line on stderr and exit code 2."""
+    """Call main; a user's mistake ends as one line on stderr and exit code 2.
+
+    It ends torchrun, too, which would start all processes again, --max-restarts times, to the same mistake.
+    """
     gc.freeze()              # what was imported stays: each look through it, also the last, takes 0.1 s
     gc.enable()
     for stream in (sys.stdout, sys.stderr):                  # a terminal may not know the letters of a path
@@ -272,7 +279,14 @@ def run(main: Callable[[], object]) -> None:
     try:
         main()
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        started = "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() == PARENT
+        if started:                      # the first one speaks, and ends those whose turn has not come
+            time.sleep(int(os.environ["LOCAL_RANK"]))
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        if started:
+            sys.stdout.flush()
+            os.kill(PARENT, signal.SIGTERM)
+            time.sleep(60)               # until it ends all processes: a lost one would be told by the others
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

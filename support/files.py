@@ -175,6 +175,16 @@ def hold(folder: Path, main: bool = True, patience_s: float = 5.0) -> None:
     HELD[folder.resolve()] = handle
 
 
+def release() -> None:
+    """Let go of the folders. A process made by fork does: it would keep them when its parent is gone."""
+    for handle in HELD.values():
+        os.close(handle)
+    HELD.clear()
+
+
+os.register_at_fork(after_in_child=release)
+
+
 def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:
     """Write a whole text file; letters that the encoding lacks are escaped. Raises: UserError."""
     with replacing(path) as temporary:

@@ -11,12 +11,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from config import TrainConfig, UserError
-from support.files import write_json, write_text
+from config import READ_ERRORS, TrainConfig, UserError
+from support.files import one_line, write_json, write_text
 from support.processes import Processes
 from support.stream import Batch
 
@@ -38,6 +39,22 @@ def matmul_rate(device: torch.device, size: int = 8192) -> float:
     return 2 * size ** 3 / min(seconds)
 
 
+def rows_until(path: Path, step: int) -> list[str]:
+    """The lines of a log up to a step, after which all is done again.
+
+    Warns of broken ones, which are left out. A last one without an end is of a run that was killed.
+    """
+    rows = []
+    lines = path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            if json.loads(line)["step"] <= step:
+                rows.append(f"{line}\n")
+        except READ_ERRORS as e:
+            print(f"warning: {path}: line {number}: {one_line(e)}; left out", file=sys.stderr, flush=True)
+    return rows
+
+
 class RunLog:
     """Collects what steps give and reports it."""
 
@@ -47,9 +64,7 @@ class RunLog:
         self.rate = matmul_rate(device) * processes.world if device.type == "cuda" else None
         self.writer = self.run = None
         if processes.main:
-            lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-            write_text(self.path, "".join(kept))             # steps after the checkpoint are done again
+            write_text(self.path, "".join(rows_until(self.path, first_step)))
         if processes.main and cfg.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
             self.writer = SummaryWriter(str(cfg.out / "tensorboard"), purge_step=first_step + 1)
@@ -79,9 +94,11 @@ class RunLog:
         """Log means since the last report. Raises: UserError for a loss or gradient that ends the run."""
         values = {k: torch.cat([outputs[k] for _, outputs, _ in self.noted]).cpu() for k in self.noted[0][1]}
         bins = (values.pop("flow_time") * TIME_BINS).long()
-        loss, extras = values.pop("loss"), sorted(values)
-        steps = zip(self.noted, loss.split([len(ids) for *_, ids in self.noted]))
-        bad = [number for (number, *_), part in steps if not part.mean() <= self.cfg.max_loss]
+        loss, extras, sizes = values.pop("loss"), sorted(values), [len(ids) for *_, ids in self.noted]
+        # Of a preference, which --beta multiplies, the flow losses that it compares count.
+        flow = values.get("policy_loss", loss)
+        bad = [number for (number, *_), part, whole in zip(self.noted, flow.split(sizes), loss.split(sizes))
+               if not (part.mean() <= self.cfg.max_loss and whole.isfinite().all())]
         sums = [len(loss), loss.sum(), len(bad), self.work, self.broken,
                 *((bins == i).sum() for i in range(TIME_BINS)),
                 *(loss[bins == i].sum() for i in range(TIME_BINS)), *(values[k].sum() for k in extras)]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from config import TrainConfig
+from support.cli import PARENT
 from support.files import hold, reading
 
 MOST_HOURS = 365 * 24          # that a collective waits, e.g. while one process works alone
@@ -36,8 +37,9 @@ class Processes:
         env = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
         self.rank, self.world = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
         self.local = int(env.get("LOCAL_RANK", 0))
+        if env:
+            threading.Thread(target=end_with_parent, args=[PARENT], daemon=True).start()
         if self.world > 1:
-            threading.Thread(target=end_with_parent, args=[os.getppid()], daemon=True).start()
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             timeout = datetime.timedelta(hours=hours)
             # torchrun keeps its store when it restarts the processes: the addresses in it are of dead ones.

@@ -1,7 +1,13 @@
 """Shared fixtures: golden files, and a tiny random model in a folder as sample.py takes it."""
 
+import contextlib
 import dataclasses
+import fcntl
+import functools
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +22,7 @@ from support.checkpoint import preset_to_json  # noqa: E402
 from config import CODEC, CONFIG, PHONEMIZER, PRESETS, STYLES, WEIGHTS, Preset  # noqa: E402
 from golden import make_model, rule_weights  # noqa: E402
 from model import DiT  # noqa: E402
+from support import files, processes  # noqa: E402
 from sung import SungModel  # noqa: E402
 
 BABY = ROOT / "weights" / "baby"
@@ -82,3 +89,40 @@ def tiny_preset():
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory, tiny_preset):
     return write_model(tmp_path_factory.mktemp("tiny"), tiny_preset)
+
+
+HOLDS = """
+import os, pathlib, sys, time
+sys.path.insert(0, sys.argv[1])
+from support.files import hold
+hold(pathlib.Path(sys.argv[2]))
+child = os.fork()              # as a process that reads songs
+if child:
+    print(child, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """held(folder): for a while, another run has it; this process gives it no time to end.
+
+    Killed, it leaves the folder at once, even if a process that it forked lives on.
+    """
+    @contextlib.contextmanager
+    def other(folder: Path):
+        files.release()
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, "hold", functools.partial(files.hold, patience_s=0))
+            with subprocess.Popen([sys.executable, "-c", HOLDS, ROOT, folder], stdout=subprocess.PIPE) as run:
+                child = int(run.stdout.readline())
+                try:
+                    yield f"{folder}: another run is at work here: process {run.pid} on "
+                    run.kill()
+                    run.wait()
+                    with (folder / files.LOCK).open() as lock:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                finally:
+                    run.kill()
+                    os.kill(child, signal.SIGKILL)
+    return other

@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import faulthandler
+import fcntl
 import functools
 import io
 import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -33,14 +35,17 @@ import train as module
 from config import AVERAGED, CODEC, CONFIG, PRESETS, RECIPES, STYLES, WEIGHTS, DataSettings, TrainConfig
 from config import UserError
 from model import DiT
-from support import checkpoint, log
+from songs import checkpoint_samples as samples
+from support import checkpoint, log, processes
 from support.cli import parse
+from support.files import LOCK, hold, release
 from support.hub import sha256
 from support.processes import Processes
 from train import FlowObjective, Trainer, grouped, rate_at, song_draws, train
 
 CLEAN = multiprocessing.get_context("forkserver")            # a mere fork has the locks of our threads
 CLEAN.set_forkserver_preload(["train"])
+STARTED = []                                                 # of a test; one that fails may leave them
 
 
 def tensors(value: object) -> bytes:
@@ -78,8 +83,16 @@ def cfg(shard, tmp_path, tiny_preset, tiny_folder, monkeypatch):
                        save_every=2, log_every=1, keep=0, listen=False, tensorboard=False, device="cpu")
 
 
+@pytest.fixture(autouse=True)
+def stopped():
+    yield
+    while STARTED:
+        STARTED.pop().kill()
+
+
 def start(cfg: TrainConfig, world: int = 1, work=train) -> list:
-    """A run in processes of its own, as torchrun would start it."""
+    """A run in processes of its own, as torchrun would start it. This one lets go of its folders."""
+    release()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -87,18 +100,20 @@ def start(cfg: TrainConfig, world: int = 1, work=train) -> list:
                for i in range(world)]
     for process in started:
         process.start()
+    STARTED.extend(started)
     return started
 
 
 def rank(number: int, world: int, port: int, cfg: TrainConfig, preset, work) -> None:
     """One of these processes; what it says goes to a file beside its run."""
+    processes.PARENT = os.getppid()                          # not the process that imported it
     os.environ.update({"TORCHELASTIC_RUN_ID": "x", "RANK": str(number), "LOCAL_RANK": str(number),
                        "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     torch.set_num_threads(1)
     config.PRESETS["tiny"] = preset
     with open(f"{cfg.out}.{number}.txt", "a") as said, contextlib.redirect_stdout(said), \
             contextlib.redirect_stderr(said):
-        faulthandler.dump_traceback_later(20, file=said)    # a rank that waits for ever says where
+        faulthandler.dump_traceback_later(90, file=said)    # a rank that waits for ever says where
         try:
             work(cfg)
         except UserError as e:
@@ -109,7 +124,7 @@ def rank(number: int, world: int, port: int, cfg: TrainConfig, preset, work) -> 
 def run(cfg: TrainConfig, world: int = 1) -> None:
     started = start(cfg, world)
     for process in started:
-        process.join(30)
+        process.join(120)
     said = "".join(path.read_text() for path in sorted(cfg.out.parent.glob(f"{cfg.out.name}.*.txt")))
     assert [process.exitcode for process in started] == [0] * world, said
 
@@ -241,7 +256,7 @@ def test_k_steps_and_the_rest_are_all(cfg, tmp_path, k):
     assert losses(parts) == losses(whole) and len(losses(whole)) == 4
     assert [row["validation_loss"] for row in rows(parts) if "validation_loss" in row][-1] == \
         [row["validation_loss"] for row in rows(whole) if "validation_loss" in row][-1]
-    assert not [p for p in whole.out.iterdir() if p.name.startswith(".")]
+    assert not [p for p in whole.out.iterdir() if p.name.startswith(".") and p.name != LOCK]
 
 
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -284,7 +299,7 @@ def kills(cfg: TrainConfig, tmp_path: Path, world: int, times: int) -> list[int]
     assert [row["step"] for row in rows(killed)] == list(range(1, steps + 1))
     assert losses(killed) == losses(calm)
     assert len(checkpoint.existing(killed.out)) == 2
-    assert not [p for p in killed.out.iterdir() if p.name.startswith(".")]
+    assert not [p for p in killed.out.iterdir() if p.name.startswith(".") and p.name != LOCK]
     return reached
 
 
@@ -381,6 +396,116 @@ train.train(cfg)
         assert same(load_file(cfg.out / "last" / name), load_file(whole.out / "last" / name))
 
 
+# One run at a time
+
+def test_a_folder_is_one_runs(cfg):
+    """Two runs that write one log; a lock that outlives its run."""
+    cfg = dataclasses.replace(cfg, steps=2)
+    first, = start(dataclasses.replace(cfg, steps=10 ** 6, save_every=10 ** 6))
+    while not (cfg.out / "log.jsonl").exists() or not rows(cfg):
+        assert first.is_alive()
+        time.sleep(0.01)
+    left = cfg.out / ".step-000001.99"                       # what the second would sweep
+    left.mkdir()
+    second, = start(dataclasses.replace(cfg, out=cfg.out / ".." / "run"))
+    second.join()
+    said = Path(f"{cfg.out}.0.txt").read_text()
+    assert second.exitcode == 2 and first.is_alive() and left.exists()
+    assert f"another run is at work here: process {first.pid} on {socket.gethostname()}, since " in said
+    first.kill()
+    first.join()
+    with (cfg.out / LOCK).open() as lock:                    # at once
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    run(cfg)
+    assert [row["step"] for row in rows(cfg)] == [1, 2]
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_torchrun_that_is_killed_takes_its_workers_along(cfg, tmp_path, world):
+    """Processes that train on when nobody waits for them, and keep the folder."""
+    (tmp_path / "script.py").write_text(f"""
+import pathlib, pickle, sys
+sys.path.insert(0, {str(ROOT)!r})
+import config, train
+config.PRESETS["tiny"], cfg = pickle.loads(pathlib.Path({str(tmp_path / "given")!r}).read_bytes())
+train.train(cfg)
+""")
+    forever = dataclasses.replace(cfg, steps=10 ** 6, save_every=1, keep=2)
+    (tmp_path / "given").write_bytes(pickle.dumps((config.PRESETS["tiny"], forever)))
+    torchrun = subprocess.Popen([*TORCHRUN, f"--nproc_per_node={world}", str(tmp_path / "script.py")])
+    while not (cfg.out / "last").exists():
+        assert torchrun.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text()
+    workers = [int(pid) for pid in children.split()]
+    torchrun.kill()
+    torchrun.wait()
+    release()
+    hold(cfg.out)                                            # waits for seconds, not longer
+    done = newest(cfg.out)
+    deadline = time.monotonic() + 10
+    while any(running(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(workers) == world and newest(cfg.out) == done
+    run(dataclasses.replace(forever, steps=done + 1), world)
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_killed_early(tmp_path):
+    """A process that is still importing torch, and takes the one that inherits it for torchrun."""
+    script, begun = tmp_path / "script.py", tmp_path / "begun"
+    script.write_text(f"""
+import os, pathlib, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from support.cli import PARENT
+pathlib.Path({str(begun)!r}).write_text(str(os.getpid()))
+while os.getppid() == PARENT:
+    time.sleep(0.05)
+from support.processes import Processes
+Processes()
+time.sleep(600)
+""")
+    torchrun = subprocess.Popen(["sh", "-c", f"{sys.executable} {script}; true"],
+                                env=os.environ | {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1"})
+    while not begun.exists() or not begun.read_text():
+        time.sleep(0.05)
+    torchrun.kill()
+    torchrun.wait()
+    pid, deadline = int(begun.read_text()), time.monotonic() + 120
+    try:
+        while running(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def running(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.parametrize("flags, fragment", [
+    (["--lr", "-1"], "--lr -1.0: expected 0"),
+    pytest.param(["--data.shards", "no.tar"], "no.tar: no such shard", marks=pytest.mark.slow),
+    pytest.param(["--assets", "no"], "phonemizer.pt: no such file", marks=pytest.mark.slow)])
+def test_a_mistake_ends_torchrun(tmp_path, flags, fragment):
+    """The same message from every process, again after each restart."""
+    flags = [*flags, "--out", str(tmp_path / "run"), "--device", "cpu", "--tensorboard", "false"]
+    torchrun = [*TORCHRUN, "--nproc_per_node=2", "--max-restarts=3", str(ROOT / "train.py")]
+    done = subprocess.run([*torchrun, *flags], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode != 0 and fragment in done.stderr
+    assert [line[:7] for line in done.stderr.splitlines()].count("error: ") == 1
+    assert "Error:" not in done.stderr.replace("ChildFailedError:", "") and "restart" not in done.stderr
+
+
 # Checkpoints
 
 def test_a_half_written_checkpoint_is_passed_over(cfg, capsys):
@@ -392,8 +517,67 @@ def test_a_half_written_checkpoint_is_passed_over(cfg, capsys):
         break_it(cfg.out / "step-000004")
         capsys.readouterr()
         train(cfg)
-        assert "step-000004: is not whole; skipped" in capsys.readouterr().err
-        assert checkpoint.whole(cfg.out / "step-000004")
+        assert "step-000004: is not whole: " in capsys.readouterr().err
+        assert not checkpoint.fault(cfg.out / "step-000004")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "optimizer.pt", "rng.pt", "state.json", checkpoint.CONTENTS])
+def test_a_flipped_byte_is_passed_over(cfg, tmp_path, name, capsys):
+    """A disk that changes a bit: the run goes on with other weights, or with an error at each start."""
+    train(dataclasses.replace(cfg, keep=1, save_every=1, steps=3))
+    shutil.copytree(cfg.out, tmp_path / "old", symlinks=True)
+    train(dataclasses.replace(cfg, keep=2, save_every=1))
+    kept = {path.name: path.stat() for path in (cfg.out / "step-000004").iterdir()}
+    content = bytearray((cfg.out / "step-000004" / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (cfg.out / "step-000004" / name).write_bytes(content)
+    os.utime(cfg.out / "step-000004" / name, ns=(kept[name].st_mtime_ns,) * 2)
+    capsys.readouterr()
+    train(dataclasses.replace(cfg, keep=1, save_every=1))
+    said = capsys.readouterr()
+    assert "step-000004: is not whole: " in said.err and "from step 3" in said.out
+    assert not checkpoint.fault(cfg.out / "step-000004")
+    train(dataclasses.replace(cfg, out=tmp_path / "old", save_every=1))
+    assert equal(cfg.out / "last", tmp_path / "old" / "last")
+
+
+def test_a_broken_newer_checkpoint_does_not_count(tmp_path):
+    """The only whole checkpoint is deleted, since newer ones are there, which are broken."""
+    for step in (2, 3, 4):
+        checkpoint.folder_of(tmp_path, step).mkdir()
+    checkpoint.finish(tmp_path, checkpoint.folder_of(tmp_path, 3), 1)
+    assert [path.name for path in checkpoint.existing(tmp_path)] == ["step-000003", "step-000004"]
+
+
+def test_no_checkpoint_is_whole(cfg):
+    """A new run over an old one whose checkpoints have all suffered."""
+    train(dataclasses.replace(cfg, steps=2))
+    (cfg.out / "last" / "rng.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="none of its checkpoints is whole; delete them"):
+        train(cfg)
+    with pytest.raises(UserError, match="no whole checkpoint; .*rng.pt: is not of its full length"):
+        train(dataclasses.replace(cfg, out=cfg.out / "new", resume=str(cfg.out / "last")))
+
+
+def test_a_checkpoint_of_an_earlier_version(cfg, capsys):
+    """Sizes alone, as they were noted once."""
+    train(dataclasses.replace(cfg, steps=2))
+    path = cfg.out / "last" / checkpoint.CONTENTS
+    contents = json.loads(path.read_text())
+    path.write_text(json.dumps({name: about["bytes"] for name, about in contents.items()}))
+    train(cfg)
+    assert "from step 2" in capsys.readouterr().out
+
+
+def test_a_broken_log_does_not_stop_a_run(cfg, capsys):
+    """A disk that was full, or a power cut: lines that are no JSON, no rows, or no text."""
+    train(dataclasses.replace(cfg, steps=2))
+    path, line = cfg.out / "log.jsonl", '{"step": 1, "loss": 1.0}\n'
+    path.write_bytes(b"\0" * 99 + b"\n" + line.encode() + b'{"step": 2, "lo\n5\n{"step": "x"}\n\xff\n{"st')
+    train(cfg)
+    assert [row["step"] for row in rows(cfg)] == [1, 3, 4]
+    said = capsys.readouterr().err
+    assert all(f"log.jsonl: line {number}: " in said for number in (1, 3, 4, 5, 6)) and "line 7" not in said
 
 
 def test_what_a_killed_save_leaves_is_swept(cfg):
@@ -403,7 +587,8 @@ def test_what_a_killed_save_leaves_is_swept(cfg):
     (cfg.out / ".step-000004.99" / WEIGHTS).write_text("half")
     (cfg.out / f".last.{os.getpid()}").symlink_to("nowhere")
     train(cfg)
-    assert sorted(p.name for p in cfg.out.iterdir()) == ["last", "log.jsonl", "step-000002", "step-000004"]
+    assert sorted(p.name for p in cfg.out.iterdir()) == [LOCK, "last", "log.jsonl", "step-000002",
+                                                           "step-000004"]
 
 
 def test_keep_and_last(cfg):
@@ -457,7 +642,7 @@ def test_an_error_waits_for_the_checkpoint(cfg, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(UserError, match="ended"):
         patch.setattr(log.RunLog, "note", noted)
         train(cfg)
-    assert checkpoint.whole(cfg.out / "last")
+    assert not checkpoint.fault(cfg.out / "last")
 
     def failing(path):
         raise UserError(f"{path}: no space")
@@ -742,6 +927,33 @@ def test_a_run_does_not_end_for_want_of_a_song(cfg, tmp_path, shard, words, pict
                               steps=1))
     assert (cfg.out / "samples" / "step-000001.png").exists() == picture
     assert ("come without a song" in capsys.readouterr().out) != picture
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), KeyError("x"),
+                                   OSError(28, "No space left on device"), UserError("a.wav: not finite")])
+@pytest.mark.parametrize("owner, name, at", [(samples, "load_model", "step-000001: comes"), (
+    samples.CheckpointSamples, "write", "checkpoints come")])
+def test_a_song_that_fails_does_not_end_a_run(cfg, error, owner, name, at, monkeypatch, capsys):
+    """A full disk, a full GPU, a decoder that fails: days of training lost for a song."""
+    def failing(*args):
+        raise error
+    monkeypatch.setattr(owner, name, failing)
+    train(dataclasses.replace(cfg, listen=True, steps=1))
+    said = "".join(capsys.readouterr())
+    assert f"{at} without a song: " in said or f"{at} come without a song: " in said
+    assert checkpoint.newest(cfg.out).name == "step-000001"
+
+
+def test_a_folder_of_samples_that_is_gone(cfg, monkeypatch, capsys):
+    """Unwritable amid a run: the song is lost, the run is not."""
+    sing = samples.CheckpointSamples.sing
+
+    def gone(self, path):
+        shutil.rmtree(self.folder, ignore_errors=True)
+        sing(self, path)
+    monkeypatch.setattr(samples.CheckpointSamples, "sing", gone)
+    train(dataclasses.replace(cfg, listen=True))
+    assert capsys.readouterr().err.count("comes without a song: ") == 2 and newest(cfg.out) == 4
 
 
 @pytest.mark.parametrize("change, fragment", [

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import zlib
+from pathlib import Path
 
 import golden as names
 import pytest
@@ -13,9 +14,10 @@ import config
 import train_dpo
 from config import AVERAGED, RECIPES, WEIGHTS, DataSettings, DPOConfig, UserError
 from model import DiT
+from phonemes import SymbolTable
 from support import checkpoint
 from support.processes import Processes
-from train_dpo import preference, work
+from train_dpo import Pairs, preference, work
 
 
 @pytest.mark.parametrize("sft", ["none", "win", "gt"])
@@ -201,8 +203,7 @@ def test_posteriors_and_held_out_pairs(cfg, tmp_path):
         for key in ("win_latent", "loss_latent"):
             x = torch.load(tmp_path / entry[key]).T
             torch.save(torch.cat([x, torch.full_like(x, 0.1)]), tmp_path / entry[key])
-    rows = train(dataclasses.replace(cfg, vae_sampled=True, validation=cfg.pairs, steps=2, log_every=1,
-                                     reference="bfloat16"))
+    rows = train(dataclasses.replace(cfg, vae_sampled=True, validation=cfg.pairs, steps=2, log_every=1))
     assert [row["step"] for row in rows] == [1, 2, 2] and rows[-1]["validation_loss"] > 0
 
 
@@ -211,17 +212,17 @@ def test_posteriors_and_held_out_pairs(cfg, tmp_path):
     ({"style": None}, "pair 2: style is None; expected a path"),
     ({"loss_latent": "lose3.pt"}, "pair 2: lengths win_latent 39, loss_latent 57 frames; expected equal"),
     ({"win_latent": "gt1.pt"}, "pair 2: gt1.pt: (54, 39); expected (frames, 27)"),
-    ({"style": "styles.pt"}, ""), ({"transcription": "pairs.json"}, "pair 2: "),
+    ({"style": "nan.pt"}, "pair 2: style nan.pt: infinite, or not a number"),
+    ({"style": "none.pt"}, "pair 2: style (0, 16); expected (16,) or (n, 16)"),
+    ({"transcription": "pairs.json"}, "pair 2: "),
     ({"style": "1.json"}, "pair 2: ")])
 def test_bad_pairs(cfg, tmp_path, change, fragment):
     """The original fails amid a run, or trains on a style that is none."""
     entries = json.loads((tmp_path / "pairs.json").read_text())
     entries[1] |= change
     (tmp_path / "pairs.json").write_text(json.dumps(entries))
-    torch.save(torch.eye(3, 16), tmp_path / "styles.pt")
-    if change == {"style": "styles.pt"}:                     # several styles: the first
-        train(dataclasses.replace(cfg, steps=1))
-        return
+    torch.save(torch.full((2, 16), torch.nan), tmp_path / "nan.pt")
+    torch.save(torch.zeros(0, 16), tmp_path / "none.pt")
     for workers in (0, 1):                                   # whose errors come with a traceback in them
         with pytest.raises(UserError) as caught:
             train(dataclasses.replace(cfg, data=DataSettings(workers=workers)))
@@ -241,6 +242,68 @@ def test_mistakes(cfg, change, fragment, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=".") as caught:
         train(dataclasses.replace(cfg, **change))
     assert fragment in str(caught.value)
+
+
+def test_one_of_several_styles_is_drawn(cfg, tmp_path):
+    """The first style of each pair, or another one each time that the same seed asks."""
+    styles = torch.eye(3, 16)
+    torch.save(styles, tmp_path / "style0.pt")
+    pairs = Pairs(cfg, config.PRESETS["tiny"], SymbolTable(["a"]))
+    drawn = [pairs[0, seed]["style"].argmax().item() for seed in range(60)]
+    assert drawn == [pairs[0, seed]["style"].argmax().item() for seed in range(60)]
+    assert all(drawn.count(number) > 8 for number in range(3))
+    one = dataclasses.replace(cfg, data=DataSettings(style_index=2))
+    assert Pairs(one, config.PRESETS["tiny"], pairs.table)[0, 5]["style"].equal(styles[2])
+    four = dataclasses.replace(cfg, data=DataSettings(style_index=3))
+    with pytest.raises(UserError, match="pair 1: IndexError: "):
+        Pairs(four, config.PRESETS["tiny"], pairs.table)[0, 5]
+
+
+def test_crops_from_the_start(cfg, monkeypatch):
+    """--data.from-start without an effect."""
+    preset = config.PRESETS["tiny"]
+    preset = dataclasses.replace(preset, model=dataclasses.replace(preset.model, max_frames=10))
+    anywhere = Pairs(cfg, preset, SymbolTable(["a"]))
+    first = Pairs(dataclasses.replace(cfg, data=DataSettings(from_start=True)), preset, anywhere.table)
+    assert {first[3, seed]["start_time"] for seed in range(9)} == {0}
+    assert len({anywhere[3, seed]["start_time"] for seed in range(9)}) > 3
+
+
+@pytest.mark.parametrize("value", [
+    {"shards": ("a.tar",)}, {"pipe": True}, {"ids": Path("a")}, {"min_duration": 1.0}, {"replacement": True},
+    {"resample_duration": 1.0}, {"bucket": 8}, {"window": 2}, {"max_broken": 0.5}])
+def test_settings_of_shards_are_refused(cfg, value):
+    """A duration rule, or a list of songs, that is silently ignored."""
+    name = next(iter(value)).replace("_", "-")
+    with pytest.raises(UserError, match=f"--data.{name}: has no use: songs come from --pairs"):
+        train(dataclasses.replace(cfg, data=DataSettings(workers=0, **value)))
+
+
+def test_a_preference_is_no_loss_that_explodes(cfg):
+    """--beta, 2000, times a difference: more than --max-loss in a run that is well."""
+    rows = train(dataclasses.replace(cfg, steps=3, log_every=1, beta=2e5, lr=3e-3, max_loss=20.0))
+    assert max(row["dpo_loss"] for row in rows) > 20 > max(row["policy_loss"] for row in rows)
+    with pytest.raises(UserError, match="or above --max-loss 0.1"):
+        train(dataclasses.replace(cfg, steps=3, max_loss=0.1, out=cfg.out / "other"))
+
+
+@pytest.mark.parametrize("reference", ["float32", "precomputed"])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("sft", ["none", "win", "gt"])
+def test_nothing_is_preferred_at_step_0(cfg, reference, bf16, sft, monkeypatch):
+    """Times --beta, 2000, a reference that computes in another precision, or batch, has a preference."""
+    passes, losses_of = [], train_dpo.losses_of
+    monkeypatch.setattr(train_dpo, "losses_of", lambda model, songs, *more: passes.append(len(songs))
+                        or losses_of(model, songs, *more))
+    row, = train(dataclasses.replace(cfg, steps=1, log_every=1, beta=2000.0, reference=reference, bf16=bf16,
+                                     sft=sft, batch=3))
+    assert abs(row["inside"]) < 1e-3 and row["dpo_loss"] == pytest.approx(0.6931472, abs=1e-3)
+    assert passes == [2, 2, 1][:2 + (sft == "gt")]           # reference, model, truth
+    if sft == "none" and not bf16:
+        with pytest.raises(UserError, match="--reference bfloat16: expected one of float32, precomputed"):
+            dataclasses.replace(cfg, reference="bfloat16")
+        with pytest.raises(UserError, match="--bf16 --fsdp: "):
+            train(dataclasses.replace(cfg, bf16=True, fsdp=True))
 
 
 def test_published_recipe():

@@ -57,7 +57,7 @@ LYRICS = {kind.extension.lower() for kind in formats.KINDS.values()} | formats.E
 FILTER = {"lowpass_filter_width": 64, "rolloff": 0.9475937167399596, "beta": 14.769656459379492,
           "resampling_method": "sinc_interp_kaiser"}
 SHARD = re.compile(r"songs-(\d{6,})\.(tar|jsonl)")
-LEFTOVER = re.compile(r"\.\w[\w-]*\.(tar|jsonl?|pt|safetensors)\.\d+")       # of `replacing`, when killed
+LEFTOVER = re.compile(r"\.\w[\w-]*\.(tar|jsonl?|pt|safetensors)\.\w{8}\.tmp")        # of `replacing`, killed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,11 +297,10 @@ def write_shard(shard: Path, songs: list[Song], converter: Converter) -> None:
 
 
 def tidy(out: Path, count: int) -> None:
-    """Make the folder; delete what a killed run left, and the shards from `count` on of an earlier run.
+    """Delete what a killed run left in the folder, and the shards from `count` on of an earlier run.
 
     Raises: UserError if that fails, or if there are shards of another origin, which would be lost.
     """
-    make_folder(out)
     with reading(f"--out {out}"):
         files = sorted(out.iterdir(), reverse=True)          # a tar before its account
         for path in files:
@@ -326,6 +325,8 @@ def main(argv: list[str] | None = None) -> None:
     # Each process makes its share of the shards.
     shards = [(cfg.out / f"songs-{i:06d}.tar", songs[first:first + cfg.songs_per_shard])
               for i, first in enumerate(range(0, len(songs), cfg.songs_per_shard))]
+    make_folder(cfg.out)
+    processes.hold(cfg.out)
     if processes.main:
         tidy(cfg.out, len(shards))
     processes.wait()
@@ -347,8 +348,8 @@ def main(argv: list[str] | None = None) -> None:
             "made": len(made), "rejected": len(rejected), "seconds": round(seconds, 3),
             "reasons": {next(iter(row["inputs"])): row["reason"] for row in rejected},
             "settings": dataclasses.asdict(cfg)})
-        with replacing(cfg.out / SILENCE) as path, path.open("wb") as file:      # whose name it will not hold
-            torch.save(converter.silence().clone(), file)
+        with replacing(cfg.out / SILENCE) as path, path.open("wb") as file:
+            torch.save(converter.silence().clone(), file)    # which would write a path's name into it
         for name, file in converter.assets.items():
             if file:                                         # which may be the target itself
                 with replacing(cfg.out / name) as path:

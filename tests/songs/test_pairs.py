@@ -111,6 +111,17 @@ def test_pairs(tiny_folder, tiny_preset, prompts, capsys):
         in capsys.readouterr().out
 
 
+def test_a_folder_is_one_runs(tiny_folder, prompts, held):
+    """A second run that deletes the pairs, and sings another round's songs beside the first."""
+    run(tiny_folder, prompts)
+    out = prompts.parent / "out"
+    for number in (1, 2):
+        with held(out) as told, pytest.raises(UserError) as caught:
+            run(tiny_folder, prompts, "--round", number)
+        assert told in str(caught.value) and (out / "round-1" / "pairs.json").is_file()
+    assert not (out / "round-2").exists()
+
+
 def test_pairs_of_songs_longer_than_the_window(tiny_folder, tiny_preset, prompts):
     """Latents cut to one window, with words after their end."""
     entries = [read(prompts)[0] | {"duration": 22.0}]

@@ -28,6 +28,7 @@ from model import DiT, flow_loss
 from phonemes import SymbolTable, load_phonemizer
 from style import named_styles
 from support.audio import read_wave
+from support.files import LOCK
 from tools import prepare, shards
 from sung import SungCodec
 from vae import Oobleck, OobleckCodec, layouts, make_codec
@@ -112,7 +113,8 @@ def mistake(call, *args) -> str:
 
 
 def files(out: Path, *without: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.name not in without}
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())
+            if path.name not in (LOCK, *without)}
 
 
 def parts(shard: Path) -> dict[str, object]:
@@ -169,7 +171,7 @@ def test_shards(made, songs):
     """Parts that data.py cannot read, words or times that got lost, another style than was asked for."""
     assert sorted(path.name for path in made.iterdir()) == sorted(
         [f"songs-{i:06d}.{ending}" for i in range(3) for ending in ("jsonl", "tar")][:-1]
-        + ["ids.jsonl", "report.json", "silence.pt", PHONEMIZER, STYLES, CODEC])
+        + [LOCK, "ids.jsonl", "report.json", "silence.pt", PHONEMIZER, STYLES, CODEC])
     found = {name: value for i in range(2) for name, value in parts(made / f"songs-{i:06d}.tar").items()}
     assert sorted(found) == sorted(f"{key}.{ending}" for key in KEYS
                                    for ending in ("json", "latent.pt", "style.pt"))
@@ -366,6 +368,18 @@ def test_finished_shards(songs, tmp_path, monkeypatch, capsys):
     assert (out / "songs-000007.tar").exists()
 
 
+def test_a_folder_is_one_runs(songs, tmp_path, held):
+    """Two runs that delete each other's shards; what a killed one leaves."""
+    out = tmp_path / "out"
+    make(songs, out, "--songs-per-shard", 3)
+    (out / ".songs-000009.tar.abcd_123.tmp").touch()
+    before = files(out)
+    with held(out) as told:
+        assert told in mistake(make, songs, out, "--songs-per-shard", 100) and files(out) == before
+    make(songs, out, "--songs-per-shard", 3)
+    assert before.keys() - files(out).keys() == {".songs-000009.tar.abcd_123.tmp"}
+
+
 def test_a_shard_of_rejected_songs(tmp_path, capsys):
     """An empty tar, which no reader takes; or its songs are tried again and again."""
     folder, out = tmp_path / "songs", tmp_path / "out"
@@ -377,7 +391,7 @@ def test_a_shard_of_rejected_songs(tmp_path, capsys):
         assert sorted(path.name for path in out.glob("songs-*")) == [
             "songs-000000.jsonl", "songs-000001.jsonl", "songs-000001.tar"]
     assert capsys.readouterr().out.count("finished before") == 2
-    assert not list(out.glob(".*"))
+    assert [path.name for path in out.glob(".*")] == [LOCK]
 
 
 def in_child(call) -> int:
