@@ -28,8 +28,8 @@ from support.hub import ASSETS, ModelFiles, encoder_folders, sha256
 
 LONGEST_NAME = 240             # bytes; file systems allow 255, temporary names take some
 # Settings that change a song, besides seed, duration, style and preset.
-SINGING = ("bpm", "steps", "sway", "solver", "frames", "guidance", "guidance_weights", "guidance_range",
-           "ignore_style", "dtype", "compile")
+SINGING = ("bpm", "voice", "steps", "sway", "solver", "frames", "guidance", "guidance_weights",
+           "guidance_range", "ignore_style", "dtype", "compile")
 CROPPING = ("num_style_secs", "style_start", "random_crop_style")
 
 
@@ -146,7 +146,8 @@ def account_of(prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mor
         manifest=None, out_dir=None, format=None, use_prompt_style=False)
     lyrics = dataclasses.replace(prompt.lyrics, title=prompt.title)
     plain = lyrics.changed(lambda word: dataclasses.replace(word, phoneme=None))         # easier to read
-    return json.dumps(json.loads(formats.write(plain, "jam")) | {
+    others = {"others": formats.write(prompt.others, "lrc")} if prompt.others.words else {}
+    return json.dumps(json.loads(formats.write(plain, "jam")) | others | {
         "word": [formats.json.word_json(word) for word in lyrics.words],
         "id": song.id, "request": request, "settings": dataclasses.asdict(settings),
         "style": prompt.windows[0][1]["style"][0].tolist(),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from config import SampleConfig, UserError
 from lyrics import formats
+from lyrics.voices import choose
 from support.audio import READABLE
 from support.cli import weighted
 from support.files import make_folder, read_json, read_text, write_json
@@ -195,7 +196,7 @@ def songs_in(folder: Path, manifest: Path | None) -> Iterator[tuple[str, Path, C
 def asked(name: str, entry: object, manifest: Path) -> dict:
     """What a manifest's entry asks for, in the form of an account. Raises: UserError."""
     song = song_of(name, entry, SampleConfig(manifest=manifest))
-    words = formats.read(song.lyrics).sung().words
+    words = choose(formats.read(song.lyrics).sung(), None)[0].words
     if not all(word.timed for word in words):
         raise UserError(f"{song.lyrics}: has words without times; expected the times that were asked for")
     return {"word": [formats.json.word_json(word) for word in words],
