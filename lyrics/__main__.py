@@ -10,7 +10,7 @@ any other, `align` takes the times from a recording. `python -m lyrics plan --he
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from config import PRESETS, Settings, UserError, one_of
@@ -88,7 +88,8 @@ def check_command(cfg: CheckConfig) -> None:
 
 def convert_command(cfg: ConvertConfig) -> None:
     """python -m lyrics convert"""
-    write_text(cfg.output, formats.write(formats.read(cfg.input), cfg.to or formats.kind_for(cfg.output)))
+    kind = cfg.to or formats.kind_for(cfg.output)
+    write_text(cfg.output, formats.write(named(formats.read(cfg.input), kind, cfg.input), kind))
 
 
 def align_command(cfg: AlignConfig) -> None:
@@ -102,7 +103,7 @@ def save(lyrics: Lyrics, cfg: PlanConfig | AlignConfig) -> None:
     Raises: UserError if this would overwrite their own file, or its format does not keep the times.
     """
     kind = cfg.to or (formats.kind_for(cfg.out) if cfg.out else "lrc")
-    text = formats.write(lyrics, kind)
+    text = formats.write(named(lyrics, kind, cfg.input), kind)
     if cfg.out is None:
         print(text, end="")
         return
@@ -113,6 +114,14 @@ def save(lyrics: Lyrics, cfg: PlanConfig | AlignConfig) -> None:
         raise UserError(f"--out {cfg.out}: {kind} keeps no times of words; expected one of "
                         f"{', '.join(keep)} (--to)")
     write_text(cfg.out, text)
+
+
+def named(lyrics: Lyrics, kind: str, source: Path) -> Lyrics:
+    """Lyrics for UltraStar, which needs a title and an artist: by default those of "Artist - Title.txt"."""
+    if kind != "ultrastar":
+        return lyrics
+    artist, _, title = source.stem.rpartition(" - ")
+    return replace(lyrics, title=lyrics.title or title, artist=lyrics.artist or artist)
 
 
 COMMANDS = {"plan": (PlanConfig, plan_command), "check": (CheckConfig, check_command),

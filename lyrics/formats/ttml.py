@@ -2,6 +2,7 @@
 
 import functools
 import html
+import math
 import re
 from xml.parsers import expat
 
@@ -92,7 +93,8 @@ class TtmlReader:
             for (span, texts), backing in ((self.lead, self.second), (self.backing, True)):
                 pieces = [Piece("".join(parts), *times) for parts, times in texts]
                 if span is None:                         # backing may begin before the lead
-                    span = NO_TIMES if any(piece.start is not None for piece in pieces) else self.lead[0]
+                    first = min((p.start for p in pieces if p.start is not None), default=math.inf)
+                    span = self.lead[0] if first >= (self.lead[0][0] or 0.0) else NO_TIMES
                 self.draft.add(pieces, *span, backing=backing)
             self.lead = None
 

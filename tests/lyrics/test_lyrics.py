@@ -324,7 +324,11 @@ def test_plan_check_convert(tmp_path, command):
     command("convert", tmp_path / "plan.lrc", tmp_path / "plan.ass")
     assert "{\\k" in (tmp_path / "plan.ass").read_text(encoding="utf-8")
     command("convert", tmp_path / "plan.ass", tmp_path / "plan.txt", "--to", "ultrastar")
-    assert "#BPM:" in (tmp_path / "plan.txt").read_text(encoding="utf-8")
+    party = (tmp_path / "plan.txt").read_text(encoding="utf-8")
+    assert party.startswith("#TITLE:plan\n#ARTIST:Unknown\n#BPM:")
+    (tmp_path / "plan.lrc").rename(tmp_path / "The Band - A Song.lrc")
+    command("convert", tmp_path / "The Band - A Song.lrc", tmp_path / "a.txt", "--to", "ultrastar")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8").startswith("#TITLE:A Song\n#ARTIST:The Band\n")
 
 
 @pytest.mark.parametrize("args, fragment", [
@@ -341,6 +345,19 @@ def test_plan_check_convert(tmp_path, command):
 def test_mistakes_are_one_line(args, fragment, command):
     _, err = command(*args, code=2)
     assert fragment in err and err.count("\n") == 1
+
+
+def test_who_is_checked(tmp_path, command):
+    """Two voices at once: an error of the lyrics, though each can be sung; what is dropped, without a note."""
+    duet = tmp_path / "duet.lrc"
+    duet.write_text("[00:01.00]v1: <00:01.00>hello 🎵 <00:02.00>\n[bg: <00:01.50>love <00:03.00>]\n",
+                    encoding="utf-8")
+    out, _ = command("check", duet)
+    assert out == f'note: {duet}: line 1, word 2 "🎵": not sung\n0 errors, 0 warnings, 1 notes\n'
+    assert "0 errors" in command("check", duet, "--voice", "backing")[0]
+    assert "expected one of lead, backing, v1" in command("check", duet, "--voice", "v2", code=2)[1]
+    command("plan", duet, "-o", tmp_path / "plan.lrc")
+    assert "love" in (tmp_path / "plan.lrc").read_text()
 
 
 def test_check_fails_with_errors(command):
