@@ -104,8 +104,8 @@ class Prompts:
         given = written.sung()
         if not given.words and song.duration_s is None:
             raise UserError(f"{path}: has no words; say how long the song is with --duration")
-        settings = PlanSettings(bpm=cfg.bpm, duration=song.duration_s)
-        timed = given if given.timed else planned(given, self.reader, settings, path).changed(hundredths)
+        timed = given if given.timed else planned(given, self.reader, PlanSettings(
+            bpm=cfg.bpm, duration=song.duration_s), path).changed(hundredths)
         sung, others = choose(timed, cfg.voice)
         tell(path, written, others)
 

@@ -118,10 +118,7 @@ def parse(content: str, kind: str, name: str) -> Lyrics:
 
 
 def closed(line: Line) -> Line:
-    """A line whose last word, if it has a start alone, ends where the line ends; a lone word is its line."""
-    if len(line.words) == 1 and line.end is not None and line.words[0].start is None:
-        return dataclasses.replace(line, words=(dataclasses.replace(
-            line.words[0], start=line.start, end=line.end),))
+    """A line whose last word, if it has a start alone, ends where the line ends."""
     last = line.words[-1] if line.words else None
     if not last or None in (line.end, last.start) or last.end is not None or last.start > line.end:
         return line

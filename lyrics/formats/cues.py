@@ -75,12 +75,14 @@ def unrolled(cues: list[Cue], plain: Callable[[str], str]) -> list[Cue]:
 
 
 def read_srt(text: str, draft: Draft, vtt: bool = False) -> None:
-    """A cue is a line, however many rows it is shown in."""
+    """A cue is a line, however many rows it is shown in. Where most cues have one word, they time it."""
     def bare(row: str) -> str:
         return html.unescape(TAG.sub("", row)) if vtt else TAG.sub("", row)
 
-    for number, start, end, shown in unrolled(cues_of(text, draft, vtt),
-                                              lambda row: bare(STAMP.sub("", row)).strip()):
+    cues = unrolled(cues_of(text, draft, vtt), lambda row: bare(STAMP.sub("", row)).strip())
+    single = [len(cue.rows) == 1 and len(bare(cue.rows[0][1]).split()) == 1 for cue in cues]
+    most = 2 * sum(single) > len(cues)
+    for (number, start, end, shown), alone in zip(cues, single):
         rows = []
         for draft.place, row in shown:
             if SECTION.fullmatch(bare(row).strip()):
@@ -89,6 +91,8 @@ def read_srt(text: str, draft: Draft, vtt: bool = False) -> None:
                 rows.append(row)
         draft.place = number
         pieces = cut(" ".join(rows), STAMP, seconds, start, end)
+        if alone and most and len(pieces) == 1:
+            pieces = [pieces[0]._replace(start=start, end=end)]
         draft.add([piece._replace(text=bare(piece.text)) for piece in pieces], start, end)
 
 

@@ -348,7 +348,7 @@ def test_mistakes_are_one_line(args, fragment, command):
 
 
 def test_who_is_checked(tmp_path, command):
-    """Two voices at once: an error of the lyrics, though each can be sung; what is dropped, without a note."""
+    """Two voices at once as an error, though each can be sung; what is dropped, without a note."""
     duet = tmp_path / "duet.lrc"
     duet.write_text("[00:01.00]v1: <00:01.00>hello 🎵 <00:02.00>\n[bg: <00:01.50>love <00:03.00>]\n",
                     encoding="utf-8")
