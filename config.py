@@ -167,6 +167,8 @@ class SingSettings(Settings):
                                                 #   model.safetensors
     seed: int = within(0, 0, 2 ** 63 - 1)       # the same seed gives the same song
     bpm: float = within(100.0, 20, 400)         # beats per minute, for lyrics without times
+    voice: str | None = None                    # who sings: lead, backing, or a voice that the lyrics name
+                                                #   (P1, v2); default: the lead and what answers it
     lexicon: Path | None = None                 # your own pronunciations: lines of a word and its IPA or
                                                 #   ARPAbet
     # style

@@ -32,10 +32,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import windows
-from lyrics.check import pronounce
-from lyrics.plan import TAIL_S, PlanSettings, hundredths, plan
+from lyrics.check import pronounce, tell
+from lyrics.plan import TAIL_S, PlanSettings, hundredths, planned
 from lyrics.pronounce import reader
 from lyrics.timing import Lyrics
+from lyrics.voices import choose
 from model import load_model
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from sampler import sample_windows, time_grid
@@ -59,7 +60,8 @@ class Prompt:
     song: Song                       # with its duration
     lyrics: Lyrics                   # with times and phonemes; of a part, from its own start on
     whole: Lyrics                    # of a part, those of the whole song
-    plan: Lyrics | None              # with the times that they were given here, if they had none
+    others: Lyrics                   # the lines that other voices would sing
+    plan: Lyrics | None              # of all, with the times that they were given here, if they had none
     windows: list[tuple[int, dict[str, Tensor]]]         # one, or several of a long song; see data.windows
     negative: Tensor                 # (1, E) negative style
     begin: int                       # sample of the song where a part begins; else 0
@@ -101,20 +103,18 @@ class Prompts:
         cfg, preset, path = self.cfg, self.preset, song.lyrics
 
         # Words, and their times: words without get some from the planner.
-        given, again = lyrics_in(path, (cfg.from_, cfg.to) != (None, None))
+        written, again = lyrics_in(path, (cfg.from_, cfg.to) != (None, None))
+        given = written.sung()
         if not given.words and song.duration_s is None:
             raise UserError(f"{path}: has no words; say how long the song is with --duration")
-        timed = given
-        if not given.timed:
-            settings = PlanSettings(bpm=cfg.bpm, duration=song.duration_s)
-            try:
-                timed = plan(given, self.reader, settings).changed(hundredths)
-            except UserError as e:
-                raise UserError(f"{path}: {e}") from None
+        timed = given if given.timed else planned(given, self.reader, PlanSettings(
+            bpm=cfg.bpm, duration=song.duration_s), path).changed(hundredths)
+        sung, others = choose(timed, cfg.voice)
+        tell(path, written, others)
 
         # The song lasts as long as asked for, or a little longer than its words.
         window_s = preset.model.max_frames / self.frame_hz
-        last_s = max((word.end for word in timed.words), default=0.0)
+        last_s = max((word.end for word in sung.words), default=0.0)
         duration_s = song.duration_s
         if duration_s is None:                               # a rest is not worth another window
             duration_s = min(last_s + TAIL_S, window_s if last_s <= window_s else math.inf)
@@ -127,7 +127,7 @@ class Prompts:
                             f"song's end, with {SHORTEST_S} s or more between them")
 
         # Each word gets its phonemes; a word that cannot be sung ends the song here.
-        lyrics = pronounce(timed, self.reader, self.table, CELLS_PER_FRAME * self.frame_hz, duration_s, path)
+        lyrics = pronounce(sung, self.reader, self.table, CELLS_PER_FRAME * self.frame_hz, duration_s, path)
 
         # Names, sound files and texts become one style vector (E,).
         crop = Crop(cfg.style_start, cfg.num_style_secs, song.seed if cfg.random_crop_style else None)
@@ -141,8 +141,8 @@ class Prompts:
         found = windows(words, style, frames_of(duration_s, preset), part, preset, self.table)
         if again is None:
             again = repeats(lyrics, self.frame_hz) if preset.repeats else []
-        sung = lyrics if (begin_s, end_s) == (0, duration_s) else between(lyrics, begin_s, end_s)
-        return Prompt(dataclasses.replace(song, duration_s=duration_s), sung, lyrics,
+        part = lyrics if (begin_s, end_s) == (0, duration_s) else between(lyrics, begin_s, end_s)
+        return Prompt(dataclasses.replace(song, duration_s=duration_s), part, lyrics, others,
                       None if given.timed else timed, found, self.negative, begin, end_s - begin_s, again)
 
 

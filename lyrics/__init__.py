@@ -4,6 +4,7 @@ Reading order:
 
 - timing.py      the model: `Lyrics` of `Line`s of `Word`s, times in seconds
 - formats/       lyrics files in LRC, SRT, ASS, TextGrid, JSON and others, read and written
+- voices.py      who sings: the lead, backing, or a voice that the file names
 - spoken.py      numbers, signs and abbreviations as English words
 - pronounce.py   one word to phonemes, with the user's own pronunciations
 - plan.py        times for words without any: a beat grid, or the song's own pace between known times

@@ -10,16 +10,17 @@ any other, `align` takes the times from a recording. `python -m lyrics plan --he
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from config import PRESETS, Settings, UserError, one_of
 from lyrics import formats
-from lyrics.check import LEVELS, check
+from lyrics.check import LEVELS, check, left_out, tell
 from lyrics.models import AlignSettings
-from lyrics.plan import PlanSettings, plan
+from lyrics.plan import PlanSettings, planned
 from lyrics.pronounce import ReadSettings, reader
 from lyrics.timing import Lyrics
+from lyrics.voices import choose
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from support.cli import command, run
 from support.files import write_text
@@ -40,6 +41,8 @@ class CheckConfig(ReadSettings):
     input: Path                                 # lyrics in any format
     duration: float | None = None               # seconds of the song; default: up to its last word
     preset: str = one_of("baby", PRESETS)       # the model that is to sing it: a name in config.PRESETS
+    voice: str | None = None                    # check what it sings: lead, backing, or a name in the file;
+                                                #   default: the lead and what answers it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +65,19 @@ class AlignConfig(AlignSettings):
 
 def plan_command(cfg: PlanConfig) -> None:
     """python -m lyrics plan"""
-    lyrics = formats.read(cfg.input).sung()
-    phonemizer = reader(cfg.phonemizer, cfg.lexicon)
-    try:
-        planned = plan(lyrics, phonemizer, cfg)
-    except UserError as e:
-        raise UserError(f"{cfg.input}: {e}") from None
-    save(planned, cfg)
+    lyrics = formats.read(cfg.input)
+    tell(cfg.input, lyrics, Lyrics(()))
+    save(planned(lyrics.sung(), reader(cfg.phonemizer, cfg.lexicon), cfg, cfg.input), cfg)
 
 
 def check_command(cfg: CheckConfig) -> None:
     """python -m lyrics check: exit code 1 if there are errors."""
     phonemizer, codec = reader(cfg.phonemizer, cfg.lexicon), PRESETS[cfg.preset].codec
-    problems, _ = check(formats.read(cfg.input).sung(), phonemizer, SymbolTable(phonemizer.symbols),
+    lyrics = formats.read(cfg.input)
+    sung, _ = choose(lyrics.sung(), cfg.voice)
+    problems, _ = check(sung, phonemizer, SymbolTable(phonemizer.symbols),
                         CELLS_PER_FRAME * codec.sample_rate_hz / codec.hop, cfg.duration)
+    problems += left_out(lyrics)
     for problem in sorted(problems, key=lambda problem: LEVELS.index(problem.level)):
         print(f"{problem.level}: {cfg.input}: {problem.where}: {problem.text}")
     levels = [problem.level for problem in problems]
@@ -86,7 +88,8 @@ def check_command(cfg: CheckConfig) -> None:
 
 def convert_command(cfg: ConvertConfig) -> None:
     """python -m lyrics convert"""
-    write_text(cfg.output, formats.write(formats.read(cfg.input), cfg.to or formats.kind_for(cfg.output)))
+    kind = cfg.to or formats.kind_for(cfg.output)
+    write_text(cfg.output, formats.write(named(formats.read(cfg.input), kind, cfg.input), kind))
 
 
 def align_command(cfg: AlignConfig) -> None:
@@ -102,7 +105,7 @@ def save(lyrics: Lyrics, cfg: PlanConfig | AlignConfig) -> None:
     Raises: UserError if this would overwrite their own file, or its format does not keep the times.
     """
     kind = cfg.to or (formats.kind_for(cfg.out) if cfg.out else "lrc")
-    text = formats.write(lyrics, kind)
+    text = formats.write(named(lyrics, kind, cfg.input), kind)
     if cfg.out is None:
         print(text, end="")
         return
@@ -113,6 +116,14 @@ def save(lyrics: Lyrics, cfg: PlanConfig | AlignConfig) -> None:
         raise UserError(f"--out {cfg.out}: {kind} keeps no times of words; expected one of "
                         f"{', '.join(keep)} (--to)")
     write_text(cfg.out, text)
+
+
+def named(lyrics: Lyrics, kind: str, source: Path) -> Lyrics:
+    """Lyrics for UltraStar, which needs a title and an artist: by default those of "Artist - Title.txt"."""
+    if kind != "ultrastar":
+        return lyrics
+    artist, _, title = source.stem.rpartition(" - ")
+    return replace(lyrics, title=lyrics.title or title, artist=lyrics.artist or artist)
 
 
 COMMANDS = {"plan": (PlanConfig, plan_command), "check": (CheckConfig, check_command),

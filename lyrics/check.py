@@ -5,18 +5,19 @@ Read `check` (the problems of a song, in order), then `check_rate` and `pronounc
 
 import math
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from config import UserError
+from lyrics.plan import FASTEST
 from lyrics.pronounce import Reader, say, spelling, syllables_in
-from lyrics.timing import Lyrics, Word
+from lyrics.timing import Lyrics, Word, sung_word
 from phonemes import SymbolTable
 
 OVERLAP_S = 0.001              # a smaller overlap comes from rounding in other programs' files
 LONGEST_GAP_S = 20.0
-MOST_SYLLABLES_HZ = 7
 LEVELS = ("error", "warning", "note")
 
 
@@ -85,6 +86,23 @@ def check(lyrics: Lyrics, reader: Reader, table: SymbolTable, cell_hz: float,
     return [*problems, *check_rate(said)], [word for _, word in said]
 
 
+def left_out(lyrics: Lyrics) -> list[Problem]:
+    """Note the emoji and signs that `Lyrics.sung` leaves out; punctuation by itself is nothing to sing."""
+    return [Problem("note", where, "not sung" if sung is None else f"sung as {sung.word}")
+            for where, _, word in lyrics.places() if (sung := sung_word(word)) != word
+            and any(unicodedata.category(c)[0] != "P" for c in word.word)]
+
+
+def tell(path: Path, lyrics: Lyrics, others: Lyrics) -> None:
+    """Print a line on stderr for what `left_out` finds, and one for lines of other voices."""
+    signs = left_out(lyrics)
+    for found, what in ((signs, "left out"), ([*others.places()], "words of other voices, not sung")):
+        if found:
+            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+            print(f"note: {path}: {what}: {found[0].where if found is signs else found[0][0]}{more}",
+                  file=sys.stderr)
+
+
 def check_rate(said: list[tuple[str, Word]]) -> Iterator[Problem]:
     """Warn once for each stretch that has more syllables a second than can be sung.
 
@@ -98,10 +116,10 @@ def check_rate(said: list[tuple[str, Word]]) -> Iterator[Problem]:
             count -= sizes[first]
             first += 1
         where, begin = said[first][0], said[first][1].start
-        if count > MOST_SYLLABLES_HZ * max(1.0, word.end - begin):
+        if count > FASTEST * max(1.0, word.end - begin):
             if word.start > quiet_until:
                 yield Problem("warning", where, f"{count} syllables from {begin:.2f} to {word.end:.2f} s; "
-                              f"{MOST_SYLLABLES_HZ} a second can be sung")
+                              f"{FASTEST:g} a second can be sung")
             quiet_until = word.end + 1.0
 
 

@@ -10,15 +10,19 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from config import Settings, SingSettings, UserError, within
+from lyrics.pronounce import DRAWN
 from lyrics.timing import Line, Lyrics, Word
+from lyrics.voices import answers
 from phonemes import CONSONANT_S, NUCLEUS
 
 # On the grid.
-SYLLABLE_S = 0.3          # at a middling pace; a syllable's slot is the power of two of a beat nearest to it
-FASTEST = 7.0             # syllables a second; beyond it consonants alone fill the time (two of 0.07 s each)
+SYLLABLE_S = 0.3          # at a middling pace
+SLOT = 0.5                # beats of a syllable at any tempo: a song never gets longer when the tempo rises
+FASTEST = 8.0             # syllables a second, fast rap; beyond it consonants alone fill the time
 SLOWER = 2.0              # how much `duration` may stretch a song; beyond that its end stays silent
 TAIL_S = 0.5              # silence after the last word, as sample.py leaves by default
 # Between known times. Only the ratios matter: the song's pace scales them all. Round values, in the middle of
@@ -40,7 +44,8 @@ SHORTEST_S = 0.02         # of a word: two of LRC's hundredths
 class PlanSettings(Settings):
     """How words without times are placed."""
     # beat grid
-    bpm: float = within(SingSettings.bpm, 20, 400)  # beats a minute of lines without times, 20..400
+    bpm: float = within(SingSettings.bpm, 20, 400)  # beats a minute of lines without times, 20..400: half a
+                                                #   beat a syllable, eight syllables a second at most
     beats_per_bar: int = within(4, 1, 16)       # beats of a bar, 1..16; a section starts on a bar, a line on
                                                 #   half a bar (an odd number: on a beat)
     bars_per_line: float | None = within(None, 0.25, 64)  # bars of a line; default: what its syllables need
@@ -57,20 +62,23 @@ class Size(NamedTuple):
     """How much time a word needs."""
     syllables: int
     weight: float             # seconds at a slow pace; only ratios matter
-    holds: int                # beats that it is held on
+    holds: int                # beats that it is held on: one for each "~"
 
 
 def size_of(word: Word, phonemizer: Callable[[str], str], last: bool = False) -> Size:
     """A word's size from its phonemes; if they have no vowel, that of a "la" for each group of vowel letters.
 
+    A word that is drawn out, noooo, is held like one with a "~" for every two letters too many.
+
     Args: last, whether the word ends its line.
     """
     letters = word.word.replace("~", "")
+    drawn = sum((len(run[0]) - 1) // 2 for run in DRAWN.finditer(letters))
     phoneme = word.phoneme or phonemizer(letters)
     if not NUCLEUS.search(phoneme):
         spelled = re.findall("[aeiouyà-öø-ÿ]+", re.sub(r"(?<=[^\W_aeiouy])e\W*$", "", letters.lower()))
         phoneme = "la" * max(1, len(spelled))
-    vowels, holds = NUCLEUS.findall(phoneme), word.word.count("~")
+    vowels, holds = NUCLEUS.findall(phoneme), word.word.count("~") + min(drawn, 4)
     weight = sum(VOWEL_S * (WEAK_SHARE if vowel in WEAK else 1) for vowel in vowels)
     weight += sum(CONSONANT_S.get(c, 0) for c in phoneme) + HELD_S * holds
     return Size(len(vowels), weight + PHRASE_S * (last or letters.endswith(tuple(",.;:?!…"))), holds)
@@ -97,28 +105,27 @@ def layout(lines: Sequence[Line], sizes: Sequence[Sequence[Size]],
     Raises: UserError if a line needs more than its bars.
     """
     bar = float(settings.beats_per_bar)
-    usual = 2.0 ** round(math.log2(SYLLABLE_S * settings.bpm / 60))
     step = bar / 2 if bar % 2 == 0 else 1.0
-    placed, at, sung, shortest = [], 0.0, 0.0, usual       # sung: the last word's end, 0 after a pause
+    placed, at, sung, shortest = [], 0.0, 0.0, math.inf    # sung: the last word's end, 0 after a pause
     for i, (line, size) in enumerate(zip(lines, sizes)):
-        # A heading or a blank line between two lines shows in their numbers only.
+        # A heading or a blank line between two lines, or a chorus that is repeated, shows in their numbers.
         before = lines[i - 1] if i else line
-        if line.section != before.section or line.number > before.number + 1:
+        if line.section != before.section or not 0 <= line.number - before.number <= 1:
             at, sung = round_up(at, bar) + settings.section_bars * bar, 0.0
         if not line.words:
             placed.append([at, at + settings.gap_bars * bar])
             at = round_up(placed[-1][-1], bar)
             continue
         syllables, held = sum(s.syllables for s in size), sum(s.holds for s in size)
-        slot, beats = usual, round_up((syllables + 2) * usual + held, step)
+        slot, beats = SLOT, round_up((syllables + 2) * SLOT + held, step)
         if settings.bars_per_line and not line.backing:
-            beats, slot = settings.bars_per_line * bar, 2 * usual
+            beats, slot = settings.bars_per_line * bar, 2 * SLOT
             while (syllables + 2) * slot + held > beats:   # 2: the last word drawn out, the breath
                 slot /= 2
                 if slot * 60 / settings.bpm * FASTEST < 1:
                     raise UserError(f"{name_of(line)}: {syllables} syllables do not fit into {beats:g} beats "
                                     f"at {settings.bpm:g} bpm; expected more bars per line, or fewer words")
-        starts = [round_up(sung + usual / 2, 1.0) if line.backing and sung else at]
+        starts = [round_up(sung + SLOT / 2, 1.0) if line.backing and sung else at]
         for s in size:
             starts.append(starts[-1] + s.syllables * slot + s.holds)
         sung = starts[-1] = min(starts[-1] + max(slot, 1.0), starts[0] + beats - slot)
@@ -132,17 +139,20 @@ def fit_run(lines: Sequence[Line], sizes: Sequence[Sequence[Size]], room: tuple[
             settings: PlanSettings) -> list[Line]:
     """Time lines on the grid: at bpm, or faster to end before room[1]; with fill slower, to end there.
 
+    A tempo at which syllables would be faster than FASTEST is that at which they are as fast.
+
     Raises: UserError if they would have to be sung faster than FASTEST.
     """
     placed, slot = layout(lines, sizes, settings)
     start, beats = room[0], placed[-1][-1]
+    usual = max(60 / settings.bpm, 1 / (slot * FASTEST))
     beat_s, needed = (room[1] - start) / beats, beats / slot / FASTEST + 0.005
     if beat_s * slot * FASTEST < 1 - 1e-9:
         names = f"{name_of(lines[0])} to {name_of(lines[-1])}" if len(lines) > 1 else name_of(lines[0])
         raise UserError(f"{names}: at {FASTEST:g} syllables a second, the fastest, expected " + (
             f"a duration of {start + needed + TAIL_S:.2f} s or more, not {settings.duration:g} s" if fill else
             f"{needed:.2f} s or more before the next known time, not {max(0.0, room[1] - start):.2f} s"))
-    beat_s = min(beat_s, 60 / settings.bpm * (SLOWER if fill else 1))
+    beat_s = min(beat_s, usual * (SLOWER if fill else 1))
     timed = []
     for line, grid in zip(lines, placed):
         times = [start + beat * beat_s for beat in grid]
@@ -260,14 +270,17 @@ def fill_line(line: Line, weights: Sequence[float], pace: float, room: tuple[flo
 def plan(lyrics: Lyrics, phonemizer: Callable[[str], str], settings: PlanSettings) -> Lyrics:
     """Give every word a start and an end; known ones stay as they are.
 
+    Lines of other voices that sound while the lead sings are timed by themselves.
+
     Args: phonemizer, a word's IPA, "" for one that it cannot read; settings, of lines without any time.
     Returns: the same lines and words; words that had no times do not overlap. Sections without words among
         lines without times get times, too.
     Raises: UserError if words do not fit between known times, into their bars, or into the duration.
     """
-    lines = list(lyrics.lines)
     if not lyrics.words:
         return lyrics
+    together = answers(lyrics)
+    lines = list(lyrics.only(together).lines)
     sizes = [[size_of(word, phonemizer, k == len(line.words)) for k, word in enumerate(line.words, 1)]
              for line in lines]
     weights = [[s.weight for s in size] for size in sizes]
@@ -297,7 +310,21 @@ def plan(lyrics: Lyrics, phonemizer: Callable[[str], str], settings: PlanSetting
     if clock > end_s:
         raise UserError(f"the last word ends at {clock:.2f} s; expected a duration of that or more, "
                         f"not {end_s:.2f} s")
-    return dataclasses.replace(lyrics, lines=tuple(lines))
+    rest, done = iter(lines), []
+    for line, with_others in zip(lyrics.lines, together):
+        if not with_others and not all(word.timed for word in line.words):
+            size = [size_of(word, phonemizer, k == len(line.words)) for k, word in enumerate(line.words, 1)]
+            line = fill_line(line, [s.weight for s in size], pace, (0.0, math.inf), 0.0)
+        done.append(next(rest) if with_others else line)
+    return dataclasses.replace(lyrics, lines=tuple(done))
+
+
+def planned(lyrics: Lyrics, phonemizer: Callable[[str], str], settings: PlanSettings, path: Path) -> Lyrics:
+    """As `plan`; its errors name the file that the lyrics are from."""
+    try:
+        return plan(lyrics, phonemizer, settings)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
 
 
 def hundredths(word: Word) -> Word:

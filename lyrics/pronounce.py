@@ -25,6 +25,7 @@ ARPABET = dict(zip(
     "ɑ æ ʌ ə ɔ aʊ aɪ b tʃ d ð ɛ ɝ eɪ f ɡ h ɪ i dʒ k l m n ŋ oʊ ɔɪ p ɹ s ʃ t θ ʊ u v w j z ʒ".split()))
 # A word, its pronunciation, the punctuation after it; or a pronunciation without a word.
 TOKEN = re.compile(r"((?:[^\s{]+|\{(?![^{}]*\}))+)(?:\{([^{}]*)\}([^\s\w{]*))?|\{([^{}]*)\}")
+DRAWN = re.compile(r"([A-Za-z])\1\1+", re.IGNORECASE)       # a letter three times or more: noooo
 AROUND = re.compile(r"^[^\w$€£#&@']+|[^\w%¢&']+$")           # punctuation around a word
 
 
@@ -105,13 +106,27 @@ class Reader:
         """
         if bare(word) in self.own:
             return self.own[bare(word)]
-        said = [look_up(part, self.own) or self.phonemizer(part) for part in spoken(word)]
+        parts = [self.shorter(part) for part in spoken(word)]
+        said = [look_up(part, self.own) or self.phonemizer(part) for part in parts]
         return "".join(said) if all(said) else ""
 
     def knows(self, word: str) -> bool:
         """Whether all parts of a word are in a lexicon; other parts are guessed from their letters."""
-        return bare(word) in self.own or all(
-            look_up(part, self.own) or look_up(part, self.phonemizer.lexicon) for part in spoken(word))
+        return bare(word) in self.own or all(self.listed(self.shorter(part)) for part in spoken(word))
+
+    def listed(self, part: str) -> str:
+        """The IPA of a part of a word in a lexicon, "" if it is in none."""
+        return look_up(part, self.own) or look_up(part, self.phonemizer.lexicon)
+
+    def shorter(self, part: str) -> str:
+        """A part without the letters that draw it out: no for noooo, cool for coooool.
+
+        Two letters stay of each run if a lexicon has the word so, else one; the other way round if the part
+        ends in a vowel letter: so for sooo.
+        """
+        double, single = DRAWN.sub(r"\1\1", part), DRAWN.sub(r"\1", part)
+        ways = [single, double, single] if part[-1:] in "aeiouy" else [double, single]
+        return next(filter(self.listed, [part, *ways]), ways[-1])
 
 
 def bare(word: str) -> str:

@@ -20,17 +20,21 @@ LETTERS = dict(zip("abcdefghijklmnopqrstuvwxyz", (
     "zee").split()))
 SHORT = {"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "jr": "junior", "sr": "senior",
          "vs": "versus", "etc": "et cetera", "ft": "featuring", "feat": "featuring", "st": "saint"}
-SIGNS = {"&": "and", "+": "plus", "@": "at", "=": "equals", "-": "minus", "#": "number", "no.": "number"}
+SIGNS = {"&": "and", "+": "plus", "@": "at", "=": "equals", "-": "minus", "#": "number", "no.": "number",
+         "<3": "love"}
 UNITS = {"$": ("dollar", "dollars", "cent", "cents"), "€": ("euro", "euros", "cent", "cents"),
-         "£": ("pound", "pounds", "penny", "pence"), "¢": ("cent", "cents"), "%": ("percent", "percent")}
+         "£": ("pound", "pounds", "penny", "pence"), "¢": ("cent", "cents"), "%": ("percent", "percent"),
+         "°": ("degree", "degrees"), "°c": ("degree celsius", "degrees celsius"),
+         "°f": ("degree fahrenheit", "degrees fahrenheit")}
 # The pieces that a token is cut into; the first alternative that fits wins.
 PIECE = re.compile(r"""
   (?P<time> (?P<hour>[01]?\d|2[0-4]) : (?: 00(?=[ap]\.?m) | (?P<minute>[0-5]\d) ) (?!\d) )
 | (?P<fraction> (?<!/) (?P<top>\d{1,3}) / (?P<bottom>\d{1,3}) (?![\d/]) )
-| (?P<sign> [&+@=] | (?:\#|no\.)(?=\d) | (?<![^ ,:])-(?=[$£€]?\.?\d) )   # a minus stands in front of all
+| (?P<sign> [&+@=] | <3(?!\d) | (?:\#|no\.)(?=\d) | (?<![^ ,:])-(?=[$£€]?\.?\d) )   # a minus is in front
 | (?P<number> (?P<unit>[$£€])? (?=\d|(?<![a-z'.])\.\d)
     (?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)? (?:\.(?P<digits>\d+))?
-    (?(unit) (?![a-z\d]) | (?P<tail>(?:st|nd|rd|th|'?s)(?![a-z\d])|[$£€¢%])? ) )
+    (?(unit) (?![a-z\d]) | (?P<tail>(?:st|nd|rd|th|'?s|°[cf]?)(?![a-z\d])|[$£€¢%])? ) )
+| (?P<degrees> °[cf]?(?![a-z\d]) )
 | (?P<letters> (?<=\d)[ap]\.?m(?![a-z\d])\.? | [a-z](?:\.[a-z])+(?![a-z\d'])\.? )      # 3p.m., U.S.A.
 | (?P<short> (?<!\d)(?:mrs?|ms|dr|[js]r|vs|etc|ft)(?![a-z\d'])\.? | (?:st|feat)\.(?!\.) )
 | (?P<word> '?[a-z](?:[a-z']*[a-z])?'? )                                # 'cause, runnin'
@@ -46,7 +50,7 @@ def plain(text: str) -> str:
             continue
         after_letter = c.isalpha()
         # A compatible form may say something else: 2 for ², tm for ™.
-        same = kind not in ("So", "Sk", "Nl", "No") or c in FRACTIONS
+        same = kind not in ("So", "Sk", "Nl", "No") or c in FRACTIONS + "°"
         flat = unicodedata.normalize("NFKD", c).lower() if same else ""
         if after_letter:
             flat = "".join(k for k in flat if unicodedata.category(k) != "Mn")
@@ -54,8 +58,8 @@ def plain(text: str) -> str:
         if c in FRACTIONS:                                   # 1½ is 1&1/2
             flat = f"&{flat}'" if out[-1][-1:].isdigit() else f"{flat}'"
         silent = kind[0] == "P" or c.isspace() or c in SILENT
-        out.append(flat if re.fullmatch(r"[a-z0-9'&+@=#%$£€¢.,:/–-]+", flat) else " " if silent else "\0")
-    return "".join(out)
+        out.append(flat if re.fullmatch(r"[a-z0-9'&+@=#%$£€¢°<.,:/–-]+", flat) else " " if silent else "\0")
+    return re.sub(r"\$(?=[a-z])", "s", "".join(out))         # A$AP, $hort
 
 
 @functools.cache
@@ -93,7 +97,7 @@ def quantity(unit: str, whole: str, digits: str, tail: str) -> list[str]:
     if unit or tail in UNITS:
         one, many, *small = UNITS[unit or tail]
         if len(digits) != 2 or not small:
-            return [*number(whole, digits), many if digits or whole != "1" else one]
+            return [*number(whole, digits), *(many if digits or whole != "1" else one).split()]
         cents = [*number(digits.lstrip("0")), small[digits != "01"]] if digits != "00" else []
         whole = whole or "0"
         units = [*number(whole), one if whole == "1" else many] if whole != "0" or not cents else []
@@ -123,6 +127,8 @@ def read_piece(piece: re.Match) -> list[str]:
         return fraction(int(piece["top"]), int(piece["bottom"]))
     if kind == "number":
         return quantity(*(piece[group] or "" for group in ("unit", "whole", "digits", "tail")))
+    if kind == "degrees":
+        return UNITS[text][1].split()
     if kind == "sign":
         return [SIGNS[text]]
     if kind == "short":

@@ -8,10 +8,12 @@ import dataclasses
 import itertools
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 HELD = "~"                     # in a word: hold its sound; as a syllable: hold the last one's vowel
+VOICE = re.compile("(?:[vP][0-9]{1,4})?")
 SUNG = re.compile(r"[\w&+@=#%$€£¢~]")             # a word has one of these; a lone dash has none
 
 
@@ -70,6 +72,22 @@ class Word:
         return self.end is not None
 
 
+def sung_word(word: Word) -> Word | None:
+    """A word without the emoji around it; None if nothing in it can be sung."""
+    if not word.phoneme and not SUNG.search(word.word):
+        return None
+    drawn = [not is_emoji(c) for c in word.word]
+    if all(drawn) or not any(drawn):
+        return word
+    return dataclasses.replace(word, word=word.word[drawn.index(True):len(drawn) - drawn[::-1].index(True)])
+
+
+def is_emoji(c: str) -> bool:
+    """Whether a character is a picture, or a sign that changes one."""
+    return c in "\u200d\ufe0f" or "\U0001f3fb" <= c <= "\U0001f3ff" or (
+        c >= "\u2600" and unicodedata.category(c) == "So")
+
+
 @dataclass(frozen=True)
 class Line:
     """Words that are sung in one breath."""
@@ -78,10 +96,13 @@ class Line:
     end: float | None = None
     section: str = ""                  # Verse, Chorus, Intro...: as in [Verse]
     backing: bool = False              # sung beside the lead: (like this)
+    voice: str = ""                    # who sings it: v1, P2; "": everyone, or nobody says
     number: int = field(default=0, compare=False)        # its line number in the file; 0: none
 
     def __post_init__(self):
         check_span(self.start, self.end)
+        if not isinstance(self.voice, str) or not VOICE.fullmatch(self.voice):
+            raise ValueError(f"voice is {self.voice!r}; expected v or P and a number")
 
     @property
     def text(self) -> str:
@@ -118,9 +139,13 @@ class Lyrics:
                 yield f"line {line.number}, {place}" if line.number else place, line, word
 
     def sung(self) -> "Lyrics":
-        """The same song without tokens that are not words, such as a lone dash or musical note."""
+        """The same song without what is no word: a lone dash or note, emoji before or after a word."""
         return dataclasses.replace(self, lines=tuple(dataclasses.replace(line, words=tuple(
-            word for word in line.words if word.phoneme or SUNG.search(word.word))) for line in self.lines))
+            filter(None, map(sung_word, line.words)))) for line in self.lines))
+
+    def only(self, chosen: Iterable[bool]) -> "Lyrics":
+        """The same song without the lines for which `chosen` is false."""
+        return dataclasses.replace(self, lines=tuple(itertools.compress(self.lines, chosen)))
 
     def with_words(self, words: Iterable[Word]) -> "Lyrics":
         """The same song with its words replaced, one for one."""

@@ -28,8 +28,8 @@ from support.hub import ASSETS, ModelFiles, encoder_folders, sha256
 
 LONGEST_NAME = 240             # bytes; file systems allow 255, temporary names take some
 # Settings that change a song, besides seed, duration, style and preset.
-SINGING = ("bpm", "steps", "sway", "solver", "frames", "guidance", "guidance_weights", "guidance_range",
-           "ignore_style", "dtype", "compile")
+SINGING = ("bpm", "voice", "steps", "sway", "solver", "frames", "guidance", "guidance_weights",
+           "guidance_range", "ignore_style", "dtype", "compile")
 MODEL_FILES = ("weights", "codec", "phonemizer")
 CROPPING = ("num_style_secs", "style_start", "random_crop_style")
 
@@ -85,8 +85,8 @@ def lyrics_in(path: Path, part: bool) -> tuple[Lyrics, list | None]:
     """
     account = account_in(path) or {}
     if part and "whole" in account:
-        return formats.parse(json.dumps(account["whole"]), "jam", str(path)).sung(), account.get("repeats")
-    return formats.read(path).sung(), None if "whole" in account else account.get("repeats")
+        return formats.parse(json.dumps(account["whole"]), "jam", str(path)), account.get("repeats")
+    return formats.read(path), None if "whole" in account else account.get("repeats")
 
 
 def used(config: dict) -> dict:
@@ -219,9 +219,10 @@ def account_of(prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mor
         duration=song.duration_s, seed=request["seed"], out=outputs.song, batch_infer_num=1, best_of=1,
         manifest=None, out_dir=None, format=None, use_prompt_style=False, overwrite=False, force=False)
     files = {path.name for path in (*outputs.files(cfg.page), *outputs.owned())}
-    whole = {"whole": content_of(prompt.whole, prompt.title)} if prompt.whole is not prompt.lyrics else {}
+    more |= {"whole": content_of(prompt.whole, prompt.title)} if prompt.whole is not prompt.lyrics else {}
+    more |= {"others": formats.write(prompt.others, "lrc")} if prompt.others.words else {}
     return json.dumps(content_of(prompt.lyrics, prompt.title) | {
-        "id": song.id, "request": request, "settings": dataclasses.asdict(settings), **whole,
+        "id": song.id, "request": request, "settings": dataclasses.asdict(settings),
         "repeats": prompt.repeats, "files": sorted(files),
         "style": prompt.windows[0][1]["style"][0].tolist(),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, **more,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from config import SampleConfig, UserError
 from lyrics import formats
+from lyrics.voices import choose
 from support.audio import READABLE
 from support.cli import weighted
 from support.files import make_folder, read_json, read_text, write_json
@@ -207,11 +208,11 @@ def asked(name: str, entry: object, manifest: Path, account: Path) -> dict:
     Raises: UserError, also if the two ask for different songs.
     """
     song = song_of(name, entry, SampleConfig(manifest=manifest))
-    words = formats.read(song.lyrics).sung().words
+    record = read_json(account) if account.is_file() else {}
+    words = choose(formats.read(song.lyrics).sung(), record.get("settings", {}).get("voice"))[0].words
     wanted = {"word": [formats.json.word_json(word) for word in words],
               "settings": {"duration": song.duration_s, "style": song.styles, "style_text": song.texts}}
-    if account.is_file():
-        record = read_json(account)
+    if record:
         fault = differing(record, wanted)
         if fault:
             raise UserError(f"{account}: contradicts {manifest}: {fault}")

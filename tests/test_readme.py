@@ -52,8 +52,8 @@ SETTINGS = {"sample.py": SampleConfig, "train.py": TrainConfig, "train_dpo.py": 
             "tools.solvers": SolversConfig, "lyrics": {name: cls for name, (cls, _) in LYRICS.items()},
             "tools.shards": {name: cls for name, (cls, _) in SHARDS.items()}}
 TORCHRUN = {"--nproc_per_node", "--max-restarts"}
-CARRIED = {"title": "title", "artist": "artist", "sections": "sections", "backing": "backing",
-           "lines": "line", "words": "word", "syllables": "syllable", "phones": "phone",
+CARRIED = {"title": "title", "artist": "artist", "sections": "sections", "voices": "voices",
+           "backing": "backing", "lines": "line", "words": "word", "syllables": "syllable", "phones": "phone",
            "phonemes": "phonemes"}
 
 

@@ -373,6 +373,24 @@ def tiny(tiny_folder):
     return Model(files, cpu), cfg, prompt
 
 
+def test_who_sings(sing, tmp_path, capsys):
+    """A second voice sung over the first one, or lost in the files; a plan that depends on who sings."""
+    duet = tmp_path / "duet.lrc"
+    duet.write_text("[00:00.50]v1: hello world\n[00:01.00]v2: <00:01.00>singing <00:03.00>\n"
+                    "[bg: <00:01.00>own <00:03.00>]\n[00:04.00]v1: <00:04.00>time <00:05.00>\n",
+                    encoding="utf-8")
+    for voice, words, rest in ((["--voice", "v2"], ["singing"], "hello"),
+                               (["--voice", "backing"], ["own"], "singing"),
+                               ([], ["hello", "world", "singing", "time"], "own")):
+        sing(*voice, lyrics=duet)
+        about = json.loads((tmp_path / "song.wav.json").read_text())
+        assert [w["word"] for w in about["word"]] == words and rest in about["others"]
+        assert about["request"]["voice"] == (voice or [None, None])[1]
+        assert "words of other voices, not sung: line" in capsys.readouterr().err
+        plan = (tmp_path / "song.plan.lrc").read_text()
+        assert all(word in plan for word in ("hello", "v2: ", "own", "time"))
+
+
 @pytest.fixture
 def long_words(tmp_path):
     """Words each second up to 50 s, in a window of 20.48 s."""

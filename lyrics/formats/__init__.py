@@ -18,7 +18,7 @@ from config import UserError
 from lyrics.formats import ass, cues, json, labels, lrc, text, textgrid, ttml, ultrastar
 from lyrics.formats.shared import LONGEST_S, UNPRINTABLE, Draft, FileLines, span
 from lyrics.timing import Line, Lyrics
-from support.files import json_of, read_text
+from support.files import json_of, one_line, read_text
 
 
 class Format(NamedTuple):
@@ -32,14 +32,14 @@ class Format(NamedTuple):
 TIMED = "backing lines words syllables phonemes"
 KINDS = {
     "json": Format(".json", json.read_words, json.write_words, "words syllables phones phonemes"),
-    "jam": Format(".json", json.read_jam, json.write_jam, f"title artist sections {TIMED} phones"),
+    "jam": Format(".json", json.read_jam, json.write_jam, f"title artist sections voices {TIMED} phones"),
     "whisper": Format(".json", json.read_whisper, json.write_whisper, TIMED),
-    "lrc": Format(".lrc", lrc.read_lrc, lrc.write_lrc, f"title artist sections {TIMED}"),
+    "lrc": Format(".lrc", lrc.read_lrc, lrc.write_lrc, f"title artist sections voices {TIMED}"),
     "vtt": Format(".vtt", cues.read_vtt, cues.write_vtt, f"sections {TIMED}"),
     "srt": Format(".srt", cues.read_srt, cues.write_srt, "sections backing lines phonemes"),
     "ass": Format(".ass", ass.read_ass, ass.write_ass,
                   "title artist sections backing lines words syllables"),
-    "ttml": Format(".ttml", ttml.read_ttml, ttml.write_ttml, f"title sections {TIMED}"),
+    "ttml": Format(".ttml", ttml.read_ttml, ttml.write_ttml, f"title sections voices {TIMED}"),
     "ultrastar": Format(".txt", ultrastar.read_ultrastar, ultrastar.write_ultrastar, f"title artist {TIMED}"),
     "textgrid": Format(".TextGrid", textgrid.read_textgrid, textgrid.write_textgrid,
                        "backing lines words phones phonemes"),
@@ -82,8 +82,23 @@ def format_of(kind: str) -> Format:
 
 def read(path: Path, kind: str | None = None) -> Lyrics:
     """The lyrics in a file. Raises: UserError, as support.files.read_text, kind_of and parse."""
-    content = read_text(path)
+    try:
+        content = read_text(path)
+    except UserError as e:
+        content = ultrastar_text(path)
+        if content is None:
+            raise e from None
     return parse(content, kind or kind_of(path, content), str(path))
+
+
+def ultrastar_text(path: Path) -> str | None:
+    """The text of an UltraStar file in an encoding of its time; None if it is none. Raises: UserError."""
+    if not path.is_file() or path.suffix.lower() != ".txt":
+        return None
+    try:
+        return ultrastar.older(path.read_bytes())
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: {one_line(e)}") from None
 
 
 def parse(content: str, kind: str, name: str) -> Lyrics:

@@ -21,8 +21,12 @@ KARAOKE = re.compile(r"\\(k[tfo]?|K|p)([0-9]{1,9}(?:\.[0-9]{1,9})?)")
 
 
 def read_ass(text: str, draft: Draft) -> None:
-    """Dialogue lines in order of time; `write_ass` writes a section as `Comment: ...,section,Verse`."""
-    fields, part, head = FIELDS.lower().split(", "), "", {}
+    """Dialogue lines in order of time; `write_ass` writes a section as `Comment: ...,section,Verse`.
+
+    Where a templater has turned karaoke lines into comments and written dialogue lines of effects, those
+    comments are the lines.
+    """
+    fields, part, head, events = FIELDS.lower().split(", "), "", {}, []
     for line in draft.numbered(text):
         key, _, value = line.partition(":")
         key, value = key.strip().lower(), value.strip()
@@ -38,12 +42,16 @@ def read_ass(text: str, draft: Draft) -> None:
             values = value.split(",", len(fields) - 1)
             if len(values) < len(fields):
                 raise ValueError(f"{len(values)} fields; expected {len(fields)}: {', '.join(fields)}")
-            event = dict(zip(fields, values))
-            if key == "dialogue":
-                start, end = seconds(event["start"].strip()), seconds(event["end"].strip())
-                draft.add(karaoke(event["text"], start), start, end)
-            elif event.get("effect") == "section":
-                draft.section = plainly(event["text"])
+            event = {name: value.strip() for name, value in zip(fields[:-1], values)}
+            events.append((draft.place, (key, event.get("effect", "").lower()), event, values[-1]))
+    source = ("comment", "karaoke")
+    templated = any(kind == source for _, kind, *_ in events)
+    for draft.place, kind, event, words in events:
+        if kind == source or kind[0] == "dialogue" and not templated:
+            start, end = seconds(event["start"]), seconds(event["end"])
+            draft.add(karaoke(words, start), start, end)
+        elif kind[1] == "section":
+            draft.section = plainly(words)
     draft.title, draft.artist = head.get("title", ""), head.get("original script", "")
     draft.sort()
 

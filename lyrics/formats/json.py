@@ -70,11 +70,14 @@ def read_jam(text: str, draft: Draft) -> None:
     """{"word": [...], "segment": [...]}: the original's, whose segments are lines, and a song's account."""
     content = object_of(text, draft, '"word", a list of words')
     words = words_of(content.get("word"), draft)
-    segments = [piece for _, piece in entries(content.get("segment") or [], "segment", draft)]
+    segments, voices = [], []
+    for entry, piece in entries(content.get("segment") or [], "segment", draft):
+        segments.append(piece)
+        voices.append(entry.get("voice") or "")
     for key in ("title", "artist"):
         if isinstance(content.get(key), str):
             setattr(draft, key, content[key])
-    add_segments(draft, words, segments)
+    add_segments(draft, words, segments, voices)
 
 
 def write_jam(lyrics: Lyrics) -> FileLines:
@@ -85,7 +88,8 @@ def write_jam(lyrics: Lyrics) -> FileLines:
         if any(word.start is not None for word in row.line.words):
             words += map(word_json, row.line.words)
         times = {"start": row.start, "end": row.end} if row.start is not None else {}
-        segments.append({"segment": row.text()} | times)
+        voice = {"voice": row.line.voice} if row.line.voice else {}
+        segments.append({"segment": row.text()} | times | voice)
     content = {"title": lyrics.title, "artist": lyrics.artist, "word": words, "segment": segments}
     yield json.dumps(content, **LAYOUT)
 

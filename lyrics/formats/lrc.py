@@ -1,18 +1,22 @@
-"""LRC: [mm:ss.xx] in front of a line, <mm:ss.xx> in front of a word with a time of its own."""
+"""LRC: [mm:ss.xx] in front of a line, <mm:ss.xx> in front of a word with a time of its own.
+
+After a line's time its voice may stand, `v1:`; a line `[bg: ...]` is backing of the voice before it.
+"""
 
 import bisect
 import dataclasses
 import functools
 import re
 
-from lyrics.formats.shared import Draft, FileLines, Piece, begin, clock, cut, decimal, guard, plainly, rows
-from lyrics.formats.shared import seconds
+from lyrics.formats.shared import JOINER, Draft, FileLines, Piece, begin, clock, cut, decimal, guard, plainly
+from lyrics.formats.shared import rows, seconds
 from lyrics.timing import Lyrics
 
 TIME = "(?:[0-9]{1,4}:[0-9]{1,2}:[0-9]{1,2}[.,][0-9]{1,9}|[0-9]{1,4}:[0-9]{1,2}(?:[.,][0-9]{0,9})?)"
 FRONT = re.compile(rf"(?:\[{TIME}\]\s*)*")
 STAMP = re.compile(rf"[<\[]({TIME})[>\]]")
 HEADER = re.compile(r"\[([a-z]+|[A-Z][A-Za-z]|#):(.*)\]")
+VOICE = re.compile(r"\s*([vP][0-9]{1,4}):\s*")
 OFFSET = re.compile(r"^[ \t]*\[offset:([^\]\n]*)\]", re.MULTILINE | re.IGNORECASE)
 
 
@@ -27,12 +31,20 @@ def read_lrc(text: str, draft: Draft) -> None:
         return max(0.0, round(seconds(stamp) - offset, 6))
 
     for line in map(str.strip, draft.numbered(text)):
-        if header := HEADER.fullmatch(line):
+        header = HEADER.fullmatch(line)
+        if header and header[1].lower() == "bg":
+            draft.add(cut(header[2], STAMP, time, None, None), backing=True)
+            continue
+        if header:
             head[header[1].lower()] = header[2].strip()
             continue
         front = FRONT.match(line)[0]
         stamps = [time(stamp) for stamp in STAMP.findall(front)]
-        pieces = cut(line[len(front):], STAMP, time, stamps[0] if stamps else None, None)
+        voice, words = VOICE.match(line, len(front)), line[len(front):]
+        draft.voice = ""
+        if voice:
+            draft.voice, words = voice[1], line[voice.end():]
+        pieces = cut(words, STAMP, time, stamps[0] if stamps else None, None)
         stamps = stamps or [pieces[0].end]
         if len(stamps) > 1 and len(stamps) * len(line) > 1_000_000:
             raise ValueError(f"{len(stamps)} times {len(line)} letters; expected a million in all")
@@ -61,6 +73,7 @@ def write_lrc(lyrics: Lyrics) -> FileLines:
         yield from row.heading
         if row.line.words or start is not None:
             text = row.stamped(lambda time: f"<{stamp(time)}>")
+            text = (f"{row.line.voice}: " if row.line.voice else JOINER * bool(VOICE.match(text))) + text
             yield text if start is None else f"[{stamp(start)}]{text}"
         if end is not None and (row.later is None or end <= row.later):
             yield f"[{stamp(end)}]"

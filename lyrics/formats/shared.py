@@ -3,6 +3,7 @@
 Read `Draft` and `words_from` (for readers), then `Row` and `rows` (for writers).
 
 Formats of free text share a notation: a line `[Verse]` begins a section, a line `(like this)` is backing,
+`[ad-lib: this]`, too, and
 `read{ɹɛd}` gives a pronunciation. Where a word looks like a sign of the format, an invisible word joiner
 (U+2060) is written into it, which all readers drop. Blanks separate words; several words under one stamp
 share its time in proportion to their letters.
@@ -23,8 +24,11 @@ from lyrics.timing import Line, Lyrics, Part, Word, check_span
 JOINER = "\u2060"
 LONGEST_S = 359_999            # the last time that hh:mm:ss can write
 WORD_S = 0.5                   # assumed for each word of a last line without an end
-SECTION = re.compile(r"\[([^\[\]]*)\]")
-BACKING = re.compile(r"\([^()]*\)")
+AD_LIB_FRONT = r"\[\s*(?i:ad[- ]?libs?)\s*:"
+AD_LIB = rf"{AD_LIB_FRONT}[^\[\]]*\]"
+SECTION = re.compile(rf"(?!{AD_LIB})\[([^\[\]]*)\]")
+BACKING = re.compile(rf"\([^()]*\)|{AD_LIB}")
+WRAPPING = {"(": re.compile("[()]"), "[": re.compile(rf"{AD_LIB_FRONT}|\]")}      # of a backing line
 NO_PARENTHESES = {ord("("): None, ord(")"): None}
 UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")     # not allowed in XML
 CLOCK = re.compile(r"(?:[0-9]{1,4}:){0,2}[0-9]{1,9}(?:[.,][0-9]{0,9})?")
@@ -52,6 +56,7 @@ class Draft:
     title: str = ""
     artist: str = ""
     section: str = ""                                    # of the lines to come
+    voice: str = ""                                      # who sings them
     place: int | str = ""                                # what is being read: a line's number, or a name
     lines: list[Line] = field(default_factory=list)
 
@@ -69,12 +74,12 @@ class Draft:
             return False
         if BACKING.fullmatch(whole):
             backing = True
-            pieces = [piece._replace(text=piece.text.translate(NO_PARENTHESES)) for piece in pieces]
+            pieces = [piece._replace(text=WRAPPING[whole[0]].sub("", piece.text)) for piece in pieces]
         check_span(start, end)
         words = words_from(pieces)
         if words:
             number = self.place if isinstance(self.place, int) else 0
-            self.lines.append(Line(tuple(words), start, end, self.section, backing, number))
+            self.lines.append(Line(tuple(words), start, end, self.section, backing, self.voice, number))
         return not words
 
     def sort(self) -> list[float]:
@@ -169,7 +174,7 @@ def holders(parts: Iterable[Word | Piece], spans: list[Word | Piece]) -> Iterato
         yield holder
 
 
-def add_segments(draft: Draft, words: list[Word], segments: list[Piece]) -> None:
+def add_segments(draft: Draft, words: list[Word], segments: list[Piece], voices: Iterable[str] = ()) -> None:
     """Add segments as lines, each with the words whose middles it holds or, without any, those of its text.
 
     Each run of words that no segment holds becomes a line.
@@ -181,11 +186,12 @@ def add_segments(draft: Draft, words: list[Word], segments: list[Piece]) -> None
             rest.append(Line(run))
         else:
             held[holder] += run
-    for i, (text, start, end, number) in enumerate(segments):
+    for i, ((text, start, end, number), draft.voice) in enumerate(
+            itertools.zip_longest(segments, voices, fillvalue="")):
         draft.place = number or f"segment {i + 1}"
         if held[i]:
             backing = BACKING.fullmatch(text.strip()) is not None
-            draft.lines.append(Line(tuple(held[i]), start, end, draft.section, backing, number))
+            draft.lines.append(Line(tuple(held[i]), start, end, draft.section, backing, draft.voice, number))
         else:
             draft.add([Piece(text)], start, end)
     draft.lines += rest

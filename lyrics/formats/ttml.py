@@ -2,11 +2,12 @@
 
 import functools
 import html
+import math
 import re
 from xml.parsers import expat
 
 from lyrics.formats.shared import Draft, FileLines, Piece, Time, clock, plainly, rows, seconds
-from lyrics.timing import Lyrics, check_span
+from lyrics.timing import VOICE, Lyrics, check_span
 
 OFFSET = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(h|ms|m|s)")
 NO_TIMES = (None, None)
@@ -25,15 +26,20 @@ def read_ttml(text: str, draft: Draft) -> None:
     except expat.ExpatError as e:
         draft.place = f"line {e.lineno}, column {e.offset + 1}"
         raise ValueError(f"not XML: {expat.ErrorString(e.code)}") from None
+    draft.sort()
     draft.title = plainly("".join(reader.title))
 
 
 class TtmlReader:
-    """Handles an XML parser's events: a p becomes a line, and what it has in the role x-bg one of backing."""
+    """Handles an XML parser's events: a p becomes a line, and what it has in the role x-bg one of backing.
+
+    The voice is the agent of the p, or of the division around it; an agent that is a group is everyone.
+    """
 
     def __init__(self, draft: Draft):
         self.draft, self.title = draft, []
-        self.elements = [("", NO_TIMES, None)]           # the open ones: tag, times, list that texts go to
+        self.elements = [("", NO_TIMES, None, "")]       # the open ones: tag, times, list of texts, agent
+        self.groups, self.names = set(), {}              # agents that are several people; ours of odd ones
         # Of the open p, as lead and as backing: its times, and its texts, each (parts, times).
         self.lead = self.backing = None
         self.parser = expat.ParserCreate("utf-8")        # whatever encoding the file says it had
@@ -51,7 +57,10 @@ class TtmlReader:
         """An element begins. All times count from the song's start. Raises: ValueError."""
         self.draft.place = self.parser.CurrentLineNumber
         tag, given = tag.rpartition(":")[2], {name.rpartition(":")[2]: x for name, x in attributes.items()}
-        _, times, texts = self.elements[-1]
+        _, times, texts, agent = self.elements[-1]
+        agent = given.get("agent", agent)
+        if tag == "agent" and given.get("type") == "group":
+            self.groups.add(given.get("id"))
         own = span_of(given) if tag in ("p", "span") and "begin" in given else None
         times = own or times
         if tag == "div":
@@ -59,32 +68,39 @@ class TtmlReader:
         if tag == "p":
             if self.lead is not None:
                 raise ValueError("a p inside a p")
-            self.lead, self.backing, self.place = (own or NO_TIMES, []), (NO_TIMES, []), self.draft.place
+            self.lead, self.backing, self.place = (own or NO_TIMES, []), (None, []), self.draft.place
+            self.second = given.get("role") == "x-bg"
             times, texts = NO_TIMES, self.lead[1]
-        elif self.lead and own and own[1] and self.lead[0][0] and own[1] < self.lead[0][0]:
-            raise ValueError("a span that ends before its p begins; expected times from the song's start")
         elif self.lead and given.get("role") == "x-bg":
-            self.backing = own or self.lead[0], self.backing[1]
+            self.backing = own, self.backing[1]
             times, texts = NO_TIMES, self.backing[1]
+        elif self.lead and texts is self.lead[1] and own and own[1] and own[1] < (self.lead[0][0] or 0.0):
+            raise ValueError("a span that ends before its p begins; expected times from the song's start")
         elif given.get("role") in ("x-translation", "x-roman"):
             texts = None
         if tag == "br":
             self.text(" ")
-        self.elements.append((tag, times, texts))
+        self.elements.append((tag, times, texts, agent))
 
     def end(self, _: str) -> None:
         """An element ends. Raises: ValueError."""
-        tag, *_ = self.elements.pop()
+        tag, *_, agent = self.elements.pop()
         if tag == "p":
             self.draft.place = self.place
-            for (span, texts), backing in ((self.lead, False), (self.backing, True)):
+            self.draft.voice = "" if agent in self.groups else agent
+            if not VOICE.fullmatch(self.draft.voice):
+                self.draft.voice = self.names.setdefault(agent, f"v{len(self.names) + 1}")
+            for (span, texts), backing in ((self.lead, self.second), (self.backing, True)):
                 pieces = [Piece("".join(parts), *times) for parts, times in texts]
+                if span is None:                         # backing may begin before the lead
+                    first = min((p.start for p in pieces if p.start is not None), default=math.inf)
+                    span = self.lead[0] if first >= (self.lead[0][0] or 0.0) else NO_TIMES
                 self.draft.add(pieces, *span, backing=backing)
             self.lead = None
 
     def text(self, text: str) -> None:
         """Text of the innermost element. What stands under one pair of times is one piece."""
-        tag, times, texts = self.elements[-1]
+        tag, times, texts, _ = self.elements[-1]
         if tag == "title":
             self.title.append(text)
         elif texts and texts[-1][1] is times:
@@ -126,5 +142,6 @@ def write_ttml(lyrics: Lyrics) -> FileLines:
         if row.line.backing:
             text = f'<span ttm:role="x-bg">{text}</span>'
         times = "" if row.start is None else f' begin="{clock(row.start)}" end="{clock(row.end)}"'
-        yield f"<p{times}>{text}</p>"
+        agent = f' ttm:agent="{html.escape(plainly(row.line.voice))}"' if row.line.voice else ""
+        yield f"<p{times}{agent}>{text}</p>"
     yield f"{close}</body></tt>"

@@ -158,7 +158,8 @@ def songs(draw, untimed=True):
         start, stop = first / 1000, draw(st.sampled_from([None, end / 1000]))
         if untimed and draw(st.integers(0, 3)) == 0:
             words, stop = [Word(w.word, phoneme=w.phoneme) for w in words], end / 1000
-        lines.append(Line(tuple(words), start, stop, section, backing))
+        voice = draw(st.sampled_from(["", "", "v1", "P2"]))
+        lines.append(Line(tuple(words), start, stop, section, backing, voice))
         at = end + 20
     title, artist = draw(st.sampled_from(["", "A & <B>: c"])), draw(st.sampled_from(["", "Ö ]x"]))
     return Lyrics(tuple(lines), title, artist)
@@ -175,6 +176,7 @@ def check_lines(kind, song, back):
     for line, read_line in zip(song.lines, back.lines):
         assert read_line.section == (line.section if "sections" in carries else "")
         assert read_line.backing == line.backing
+        assert kind == "ultrastar" or read_line.voice == line.voice * ("voices" in carries)
         if kind not in ("text", "ultrastar"):
             first, last = line.words[0], line.words[-1]
             assert near(read_line.start, min(t for t in (line.start, first.start) if t is not None), step)
@@ -189,13 +191,14 @@ def test_round_trip(kind, data):
     """Everything that a format carries is read back: words, times, syllables, phonemes, lines, sections."""
     song, (carries, step) = data.draw(songs(kind != "ultrastar")), (KINDS[kind].carries.split(), STEP_S[kind])
     back = parse(write(song, kind), kind, "song")
+    alone = [line.words[0] for line in song.lines if len(line.words) == 1 and not line.words[0].timed]
     assert [w.word for w in back.words] == [w.word for w in song.words]
     assert back.title == song.title * ("title" in carries)
     assert back.artist == song.artist * ("artist" in carries)
     if "lines" in carries:
         check_lines(kind, song, back)
     for word, read_word in zip(song.words, back.words):
-        if "words" in carries and (word.timed or kind != "audacity"):
+        if "words" in carries and (word.timed or kind != "audacity") and word not in alone:
             assert near(read_word.start, word.start, step) and near(read_word.end, word.end, step)
         assert read_word.phoneme == (word.phoneme if "phonemes" in carries else None)
         for name in ("syllables", "phones"):
@@ -246,6 +249,148 @@ def test_each_voice_of_a_relative_duet_counts_from_the_start():
     """Catches a second voice that starts where the first one ends."""
     text = "#BPM:1500\n#RELATIVE:YES\nP1\n: 100 50 0 a\n- 200\n: 0 50 0 b\nP 2\n: 150 50 0 c\nE\nrubbish"
     assert sketch(parse(text, "ultrastar", "x")) == ["a@1-1.5", "c@1.5-2", "b@2-2.5"]
+
+
+def voiced(lyrics: Lyrics) -> list[str]:
+    """As sketch, with the voice of each line in front."""
+    return [f"{line.voice or '-'} {row}" for line, row in zip(lyrics.lines, sketch(lyrics))]
+
+
+def test_notes_before_the_song():
+    """Catches negative beats that are refused, or pressed together at 0."""
+    early = parse(NOTES + ": -9 4 0 a\n: -5 4 0  b\n- -1\n: 11 4 0 c", "ultrastar", "x")
+    assert sketch(early) == ["a@0-0.2 b@0.2-0.4", "c@1-1.2"]
+    late = parse("#BPM:300\n#GAP:1000\n: -4 4 0 a", "ultrastar", "x")
+    assert sketch(late) == ["a@0.8-1"]
+
+
+def test_voices_of_a_duet():
+    """Catches lines that lose their singer, or that both sing and are sung twice; and their way back."""
+    text = "P1\n: 0 4 0 a\n- 5\n: 20 4 0 c\n- 25\nP2\n: 10 4 0 b\n- 15\n: 20 4 0 c\nP 3\n: 30 4 0 d\nE"
+    duet = parse(NOTES + text, "ultrastar", "x")
+    assert voiced(duet) == ["P1 a@0-0.2", "P2 b@0.5-0.7", "- c@1-1.2", "- d@1.5-1.7"]
+    for kind in ("ultrastar", "lrc", "ttml", "jam"):
+        back = parse(write(duet, kind), kind, "x")
+        assert [line.voice for line in back.lines] == ["P1", "P2", "", ""], kind
+    three = Lyrics(tuple(Line((Word("a", i, i + 1.0),), voice=f"v{i}") for i in (1, 2, 3)))
+    assert mistake(write, three, "ultrastar") == "ultrastar: has two voices at most, not v1, v2, v3"
+
+
+def test_agents_and_backing_of_lrc():
+    """Catches v1: sung as a word, and [bg: ...] taken for a header."""
+    text = ("[ti:x]\n[00:01.00]v1: <00:01.00>one <00:02.00>\n[bg: <00:02.00>ooh <00:02.50>ah <00:03.00>]\n"
+            "[00:04.00] v2: two\n[00:06.00]three\n")
+    assert voiced(parse(text, "lrc", "x")) == ["v1 1-?: one@1-2", "v1 (b) ooh@2-2.5 ah@2.5-3", "v2 4-?: two",
+                                               "- 6-?: three"]
+    plain = Lyrics((Line((Word("v1:"), Word("a")), 1.0),))
+    assert parse(write(plain, "lrc"), "lrc", "x").lines[0].text == "v1: a"
+
+
+def test_agents_and_backing_of_ttml():
+    """Catches backing as a paragraph that is sung as lead, or after its lead; groups taken for a voice."""
+    text = ('<tt xmlns:ttm="m"><head><ttm:agent type="group" xml:id="v9"/><ttm:agent xml:id="anna"/></head>'
+            '<body><div ttm:agent="v2"><p begin="5s" end="6s">a b</p>'
+            '<p begin="2s" end="4s" ttm:agent="v1"><span begin="2s" end="3s">c</span>'
+            '<span ttm:role="x-bg"><span begin="1s" end="1.5s">(ooh)</span></span></p>'
+            '<p begin="7s" end="8s" ttm:agent="v1" ttm:role="x-bg"><span begin="7s" end="8s">ah</span></p>'
+            '<p begin="9s" end="10s" ttm:agent="v9">all of us</p><p begin="11s" ttm:agent="anna">me</p>'
+            "</div></body></tt>")
+    assert voiced(parse(text, "ttml", "x")) == [
+        "v1 (b) ooh@1-1.5", "v1 2-4: c@2-3", "v2 5-6: a b", "v1 (b) 7-8: ah@7-8", "- 9-10: all of us",
+        "v1 11-?: me"]
+
+
+def test_karaoke_after_a_templater():
+    """Catches the letters of effects sung as lines, and their source left out with other comments."""
+    text = EVENTS.replace("Start,", "Start, End, Effect,", 1).replace("End, Effect, End,", "End, Effect,") + (
+        "Comment: 0:00:00.00,0:00:01.00,template syl,!retime()!{\\k1}x\n"
+        "Comment: 0:00:01.00,0:00:02.00,karaoke,{\\k50}pa{\\k50}per\n"
+        "Dialogue: 0:00:01.00,0:00:02.00,fx,{\\t(1,2)}pa\nDialogue: 0:00:01.50,0:00:02.00,,per\n")
+    assert sketch(parse(text, "ass", "x")) == ["1-2: paper@1-2<pa@1 per@1.5>"]
+    alone = text.replace("Comment: 0:00:01", "Dialogue: 0:00:01").replace("fx", "")
+    assert len(parse(alone, "ass", "x").lines) == 3
+
+
+ROLLING = """WEBVTT
+
+00:00:00.160 --> 00:00:02.470 align:start
+\x20
+hello<00:00:00.480><c> world</c>
+
+00:00:02.470 --> 00:00:02.480
+hello world
+\x20
+
+00:00:02.480 --> 00:00:05.110
+hello world
+hello<00:00:03.000><c> world</c>
+
+00:00:05.110 --> 00:00:05.120
+hello world
+\x20
+
+00:00:05.120 --> 00:00:07.000
+hello world
+[Music]
+"""
+
+
+def test_automatic_captions():
+    """Catches rows sung once for each cue that shows them, and a cue that a blank line cuts in two."""
+    assert sketch(parse(ROLLING, "vtt", "x")) == ["0.16-2.47: hello@0.16-0.48 world@0.48-2.47",
+                                                 "2.48-5.11: hello@2.48-3 world@3-5.11"]
+    srt = re.sub("<[^>]*>", "", ROLLING.replace(".", ",")).replace("WEBVTT", "").replace(" align:start", "")
+    assert sketch(parse(srt, "srt", "x")) == ["0.16-2.47: hello world", "2.48-5.11: hello world"]
+    blank = "1\n00:01.000 --> 00:02.000\na b\n\nc\n\n2\n\n00:03.000 --> 00:04.000\nd e\n"
+    assert sketch(parse(blank, "srt", "x")) == ["1-2: a b c", "3-4: d e"]
+
+
+def test_a_line_that_is_sung_again():
+    """Catches a repeated line taken for a caption that rolls."""
+    cues = [f"00:0{i}.000 --> 00:0{i + 1}.000\n{rows}" for i, rows in enumerate(
+        ["la la", "la la", "la la\nand so", "on and on\nwe go", "la la"])]
+    lines = [line.text for line in parse("\n\n".join(cues), "srt", "x").lines]
+    assert lines == ["la la", "la la", "la la and so", "on and on we go", "la la"]
+
+
+def test_one_word_for_each_cue_is_timed():
+    """Catches words of captions for single words that a plan times anew."""
+    cues = "1\n00:01.000 --> 00:01.400\nPaper\n\n2\n00:01.400 --> 00:02.000\nboats\n"
+    assert sketch(parse(cues, "srt", "x")) == ["1-1.4: Paper@1-1.4", "1.4-2: boats@1.4-2"]
+
+
+SONG = "#TITLE:{}\n#ARTIST:x\n{}#BPM:300\n#GAP:0\n: 0 4 0 {}\n: 4 4 0  {}\nE\n"
+NORSE = ("Kjærlighet på første blikk", "går", "sjøen")
+
+
+@pytest.mark.parametrize("encoding, tag, words", [
+    ("cp1252", "", NORSE), ("cp865", "", NORSE), ("iso-8859-1", "", NORSE),
+    ("cp1252", "", ("Don’t", "“you”", "Grüße")), ("cp865", "#ENCODING:CP865\n", ("x", "é", "ñ")),
+    ("iso-8859-1", "#ENCODING:ISO-8859-1\n", ("x", "é", "ñ")),
+    ("cp1250", "#encoding: CP1250\n", ("š", "ř", "ž")),
+    ("utf-8", "#ENCODING:CP1252\n", NORSE), ("cp1252", "#ENCODING:auto\n", NORSE)])
+def test_old_ultrastar_files(encoding, tag, words, tmp_path):
+    """Catches files from before UTF-8 that are refused, or whose letters become others."""
+    path = tmp_path / "song.txt"
+    path.write_bytes(SONG.format(words[0], tag, *words[1:]).encode(encoding))
+    song = read(path)
+    assert (song.title, *(word.word for word in song.words)) == words
+
+
+def test_encodings_that_are_refused(tmp_path):
+    path = tmp_path / "song.txt"
+    path.write_bytes(SONG.format("ü", "#ENCODING:rot13\n", "a", "b").encode("cp1252"))
+    assert "#ENCODING:rot13; expected one of cp1252, cp865" in mistake(read, path)
+    path.write_bytes(SONG.format("ü", "#ENCODING:UTF8\n", "a", "b").encode("cp1252"))
+    assert "utf-8" in mistake(read, path)
+
+
+def test_ultrastar_has_a_title_and_an_artist():
+    """Catches files that games refuse for a lack of either."""
+    song = Lyrics((Line((Word("a", 1.0, 2.0),)),))
+    text = write(song, "ultrastar")
+    assert text.startswith("#TITLE:Unknown\n#ARTIST:Unknown\n") and parse(text, "ultrastar", "x").title == ""
+    assert write(Lyrics(song.lines, "A", "B"), "ultrastar").startswith("#TITLE:A\n#ARTIST:B\n")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "iso-8859-1", "utf-99"])
@@ -348,7 +493,6 @@ LAUGHS = '<!DOCTYPE tt [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><tt><p begin
     ("ultrastar", NOTES + "B 12 300", 'line 3: "B 12 300"; expected'),
     ("ultrastar", "#BPM:fast\n", 'line 1: #BPM is "fast"; expected a number'),
     ("ultrastar", "#BPM:0\n", "line 1: #BPM 0; expected 1 to"),
-    ("ultrastar", NOTES + ": -9 4 0 a", "line 3: start is -0.45; expected seconds, 0 or more"),
     ("textgrid", '"ooTextFile"\n"Pitch"', 'line 1: expected "ooTextFile" and "TextGrid"'),
     ("textgrid", GRID + '0 1', "line 5: the end of the file; expected a text in quotes"),
     ("textgrid", GRID + '0\n"x"', 'line 6: "x"; expected a number'),
@@ -517,3 +661,20 @@ def test_the_table_says_what_there_is():
 def test_sections_without_words(text, sections):
     """Catches a break that is asked for but lost, and a gap behind each heading with a blank line."""
     assert [(line.section, len(line.words)) for line in parse(text, "text", "a.txt").lines] == sections
+
+
+@pytest.mark.parametrize("text, lines", [
+    ("[Chorus]\na\n(b)\n[Verse]\nc\n[Chorus]\n\n[Chorus x2]", "a|(b)|c|a|(b)|a|(b)|a|(b)"),
+    ("[Chorus (x2)]\na\n[Verse]\nb\n[chorus: Ann]\n", "a|a|b|a"), ("[Chorus] (x2)\na", "a|a"),
+    ("a (x2)\n(b) [2x]\nc x2\n(x2)", "a|a|(b)|(b)|c x2|(x2)"), ("[Verse]\na\n[Verse 2]\n[Chorus]", "a||"),
+    ("a [ad-lib: yeah, hey] b\n[Ad-libs: ooh]", "a|(yeah, hey)|b|(ooh)")])
+def test_repeats_and_ad_libs(text, lines):
+    """Catches a chorus without words that is a pause, x2 as a word, an ad-lib that is a section."""
+    found = parse(text, "text", "x")
+    assert "|".join(f"({line.text})" if line.backing else line.text for line in found.lines) == lines
+    assert not any("x" in line.section or "lib" in line.section for line in found.lines)
+
+
+def test_ad_libs_of_timed_lines():
+    found = parse("[00:01.00][ad-lib: <00:01.50>yeah]\n[00:03.00]a", "lrc", "x")
+    assert sketch(found) == ["(b) 1-?: yeah@1.5-?", "3-?: a"]

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from config import PHONEMIZER, UserError
 from lyrics.__main__ import main
-from lyrics.check import check, pronounce
+from lyrics.check import check, left_out, pronounce, tell
 from lyrics.pronounce import ARPABET, Reader, ipa, phones_of, reader, syllables_in, words_in
 from lyrics.timing import Line, Lyrics, Part, Word
+from lyrics.voices import choose
 from phonemes import SymbolTable
 from support.cli import run
 
@@ -67,6 +68,42 @@ def test_words_and_lines():
         Line((), 2, 1)
     with pytest.raises(ValueError, match="has no times"):
         Part("a", None, None)
+
+
+def test_what_is_left_out_is_noted(tmp_path, capsys):
+    """Emoji that end a song, or vanish without a word; a sign inside of a word that is dropped."""
+    written = song(*words_in("🎵 love❤️ - love🎵ly ♪ 🔥fire🔥! … ok"), number=2)
+    assert written.sung().lines[0].text == "love love🎵ly fire🔥! ok"
+    assert [(p.where, p.text) for p in left_out(written)] == [
+        ('line 2, word 1 "🎵"', "not sung"), ('line 2, word 2 "love❤️"', "sung as love"),
+        ('line 2, word 5 "♪"', "not sung"), ('line 2, word 6 "🔥fire🔥!"', "sung as fire🔥!")]
+    tell(tmp_path, written, song(Word("ooh"), number=9))
+    assert capsys.readouterr().err == (
+        f'note: {tmp_path}: left out: line 2, word 1 "🎵", and 3 more\n'
+        f'note: {tmp_path}: words of other voices, not sung: line 9, word 1 "ooh"\n')
+
+
+def test_who_sings():
+    """Backing that is left out though nobody sings beside it; a voice that sings over another."""
+    def line(text, start, end, **how):
+        return Line((Word(text, start, end),), **how)
+
+    duet = Lyrics((line("a", 1.0, 2.0, voice="v1"), line("ooh", 1.5, 1.8, voice="v1", backing=True),
+                   line("b", 2.0, 3.0, voice="v2"), line("ah", 2.5, 3.5, voice="v2", backing=True),
+                   line("all", 4.0, 5.0), Line((), 5.0, 6.0)))
+    for voice, words in {None: "a b all", "lead": "a all", "v1": "a all", "v2": "b all",
+                         "backing": "ooh ah"}.items():
+        sung, others = choose(duet, voice)
+        assert [w.word for w in sung.words] == words.split(), voice
+        assert sorted(w.word for w in (*sung.words, *others.words)) == sorted(w.word for w in duet.words)
+    with pytest.raises(UserError, match="--voice P1: .*expected one of lead, backing, v1, v2"):
+        choose(duet, "P1")
+    with pytest.raises(UserError, match="expected one of lead$"):
+        choose(song(Word("a")), "backing")
+    plain = Lyrics((Line((Word("a"),)), Line((Word("b"),), backing=True)))
+    assert choose(plain, None) == (plain, Lyrics(()))
+    with pytest.raises(ValueError, match="voice is 'Ann'; expected v or P"):
+        Line((), voice="Ann")
 
 
 # Text
@@ -201,7 +238,7 @@ def test_errors(words, duration, fragment, phonemizer, table):
     ([Word("love", 0, 1)], 22, "end: 21.0 s without words at the end"),
     ([Word("strengths", 1, 1.05)], None, "cells; the last ones are left out"),
     ([Word("love", 0, 2, syllables=(Part("lo", 0, 1), Part("ve", 1, 2)))], None, "its 2 syllables are not"),
-    ([Word("la", i / 8, i / 8 + 0.12) for i in range(20)], None, "8 syllables from 0.00 to 0.99 s; 7 a")])
+    ([Word("la", i / 9, i / 9 + 0.1) for i in range(20)], None, "9 syllables from 0.00 to 0.99 s; 8 a")])
 def test_warnings(words, duration, fragment, phonemizer, table):
     found = problems(phonemizer, table, *words, duration=duration, level="warning")
     assert any(fragment in f"{where}: {text}" for where, text in found), found
@@ -209,10 +246,10 @@ def test_warnings(words, duration, fragment, phonemizer, table):
 
 
 def test_singable_speed_is_no_problem(phonemizer, table):
-    """Seven syllables a second are sung; one warning, not twenty, for a stretch of more."""
-    fine = [Word("la", i / 7, (i + 1) / 7 - 0.01) for i in range(40)]
+    """Eight syllables a second are sung; one warning, not twenty, for a stretch of more."""
+    fine = [Word("la", i / 8, (i + 1) / 8 - 0.01) for i in range(40)]
     assert not problems(phonemizer, table, *fine, level="warning")
-    fast = [Word("la", i / 9, (i + 1) / 9 - 0.01) for i in range(9)]
+    fast = [Word("la", i / 10, (i + 1) / 10 - 0.01) for i in range(10)]
     assert len(problems(phonemizer, table, *fast, level="warning")) == 1
 
 
@@ -287,7 +324,11 @@ def test_plan_check_convert(tmp_path, command):
     command("convert", tmp_path / "plan.lrc", tmp_path / "plan.ass")
     assert "{\\k" in (tmp_path / "plan.ass").read_text(encoding="utf-8")
     command("convert", tmp_path / "plan.ass", tmp_path / "plan.txt", "--to", "ultrastar")
-    assert "#BPM:" in (tmp_path / "plan.txt").read_text(encoding="utf-8")
+    party = (tmp_path / "plan.txt").read_text(encoding="utf-8")
+    assert party.startswith("#TITLE:plan\n#ARTIST:Unknown\n#BPM:")
+    (tmp_path / "plan.lrc").rename(tmp_path / "The Band - A Song.lrc")
+    command("convert", tmp_path / "The Band - A Song.lrc", tmp_path / "a.txt", "--to", "ultrastar")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8").startswith("#TITLE:A Song\n#ARTIST:The Band\n")
 
 
 @pytest.mark.parametrize("args, fragment", [
@@ -304,6 +345,19 @@ def test_plan_check_convert(tmp_path, command):
 def test_mistakes_are_one_line(args, fragment, command):
     _, err = command(*args, code=2)
     assert fragment in err and err.count("\n") == 1
+
+
+def test_who_is_checked(tmp_path, command):
+    """Two voices at once as an error, though each can be sung; what is dropped, without a note."""
+    duet = tmp_path / "duet.lrc"
+    duet.write_text("[00:01.00]v1: <00:01.00>hello 🎵 <00:02.00>\n[bg: <00:01.50>love <00:03.00>]\n",
+                    encoding="utf-8")
+    out, _ = command("check", duet)
+    assert out == f'note: {duet}: line 1, word 2 "🎵": not sung\n0 errors, 0 warnings, 1 notes\n'
+    assert "0 errors" in command("check", duet, "--voice", "backing")[0]
+    assert "expected one of lead, backing, v1" in command("check", duet, "--voice", "v2", code=2)[1]
+    command("plan", duet, "-o", tmp_path / "plan.lrc")
+    assert "love" in (tmp_path / "plan.lrc").read_text()
 
 
 def test_check_fails_with_errors(command):

@@ -54,6 +54,8 @@ SPOKEN = {
     "St.-Louis": "saint louis", "no": "no", "No.": "no", "st": "st", "feat": "feat", "feat...": "feat",
     "6ft": "six eff tee", "drs": "drs", "Mr's": "mr's",
     "I": "i", "a": "a", "m": "m", "VIII": "viii", "TV": "tv",
+    "A$AP": "asap", "Ke$ha": "kesha", "$hort": "short", "10°C": "ten degrees celsius",
+    "°F": "degrees fahrenheit", "-1°": "minus one degree", "<3": "love", "I<3U!": "i love you",
     "“Hello!?”": "hello", "…hello": "hello", "(hello),": "hello", "*hello*": "hello", "~♪hello♫": "hello",
     "don’t": "don't", "''hello''": "'hello'", "runnin'": "runnin'", "’cause": "'cause",
     "rock-'n'-roll": "rock 'n' roll", "love—hate/pain": "love hate pain", "well...": "well",
@@ -70,9 +72,9 @@ def test_spoken(token):
 
 UNREADABLE = [
     "", " ", "...", "_", "'", "♪", "你好", "любовь", "三", "٣", "🎵", "love🎵", "love🎵ly", "lo♪ve",
-    "love-你", "hello\nworld", "hello world", "love,hello", "a_b", "f**k", "song(s)", "#love", "A$AP",
+    "love-你", "hello\nworld", "hello world", "love,hello", "a_b", "f**k", "song(s)", "#love", "love$",
     "$", "%", "$2m", "$25million", "1,00", "1,0000", "3,5", "12:75", "7:3", "x²", "①", "Ⅷ", "1️⃣", "℃", "love™",
-    "<3", "a≠b", "=\u0338", "\0", "^"]
+    "<33", "<2", "5°x", "a≠b", "=\u0338", "\0", "^"]
 
 
 @pytest.mark.parametrize("token", UNREADABLE)
