@@ -14,6 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import PRESETS, Settings, UserError, one_of
+from support.cli import command, first, run
+
+if __name__ == "__main__":
+    first()
+
 from lyrics import formats
 from lyrics.check import LEVELS, check
 from lyrics.models import AlignSettings
@@ -21,7 +26,6 @@ from lyrics.plan import PlanSettings, plan
 from lyrics.pronounce import ReadSettings, reader
 from lyrics.timing import Lyrics
 from phonemes import CELLS_PER_FRAME, SymbolTable
-from support.cli import command, run
 from support.files import write_text
 
 

@@ -198,7 +198,8 @@ def test_names_that_differ_in_case_alone(tmp_path):
 
 
 @pytest.mark.parametrize("name, near", [
-    ("femal", "female"), ("FEMALES", "female"), ("mael", "male"), ("male:x", "male")])
+    ("femal", "female"), ("FEMALES", "female"), ("mael", "male"), ("male:x", "male"),
+    ("male:-0.12345", "male"), ("femal:0,5", "female")])
 def test_misspelt_name_suggests_the_nearest(name, near, shipped):
     """A list of twenty names to search for a missing letter."""
     text = mistake(style, (name,), shipped=shipped)

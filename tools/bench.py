@@ -15,18 +15,22 @@ import time
 import weakref
 from collections.abc import Callable
 
+from config import PRESETS, Preset, Settings, TrainConfig, UserError, one_of, within
+from support.cli import first, parse, run
+
+if __name__ == "__main__":
+    first()
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from config import PRESETS, Preset, Settings, TrainConfig, UserError, one_of, within
 from data import collate, conditions, windows
 from model import DiT
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from sampler import sample_windows, time_grid
-from support.cli import parse, run
 from support.log import matmul_rate
 from support.processes import Processes, pick_device
 from support.stream import Batch
@@ -44,8 +48,8 @@ class BenchConfig(Settings):
     preset: str = one_of("jam-0.5", PRESETS)    # sizes of the model: a name in config.PRESETS
     duration: float | None = None               # seconds of the song; default: the longest that the model
                                                 #   sings in one window
-    steps: int = within(2, 1)                   # grid points of the sampler, or optimizer steps, the first
-                                                #   of which is not timed (1 on a CPU: count memory alone)
+    steps: int = within(2, 1, 10 ** 6)          # grid points of the sampler, or optimizer steps, the first of
+                                                #   which is not timed (1 on a CPU: count memory alone)
     batch: int = within(1, 1)                   # songs of an optimizer step
     gradient_checkpointing: bool = False        # compute the blocks twice, which saves memory
     compile: bool = False                       # torch.compile the blocks of optimizer steps

@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import PHONEMIZER, PRESETS, READ_ERRORS, Preset, Settings, UserError, one_of, within
+from support.cli import command, first, run
+
+if __name__ == "__main__":
+    first()
+
 from lyrics.check import OVERLAP_S
 from lyrics.pronounce import SOUNDLESS
 from phonemes import SymbolTable, load_phonemizer
-from support.cli import command, run
 from support.files import make_folder
 from support.tars import describe_fault, expand, read_tar
 
