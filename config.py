@@ -186,7 +186,8 @@ class SingSettings(Settings):
     negative_style: str | None = None           # what guidance leads away from: zeros, vocal, or a file;
                                                 #   default: the model's preset
     # sampler
-    steps: int | None = within(None, 2)         # grid points of the sampler; default: the model's preset
+    steps: int | None = within(None, 2, 10 ** 6)             # grid points of the sampler; default: the
+                                                #   model's preset
     guidance: str | None = one_of(None, GUIDANCE_WEIGHTS)    # none, single, dual or dual_fix; default: the
                                                 #   model's preset
     guidance_weights: tuple[float, ...] | None = None        # style and lyrics, e.g. 1,2; or one strength
@@ -241,8 +242,9 @@ class SampleConfig(SingSettings):
     page: bool = True                           # also write NAME.html, a page that plays the song, and
                                                 #   NAME.png, its spectrogram
     # choosing
-    batch_infer_num: int = within(1, 1)         # variants of each song, with seeds counting up from --seed
-    best_of: int = within(1, 1)                 # sing so many takes, NAME-1, NAME-2..., with seeds counting
+    batch_infer_num: int = within(1, 1, 10 ** 5)             # variants of each song, with seeds counting up
+                                                #   from --seed
+    best_of: int = within(1, 1, 10 ** 5)        # sing so many takes, NAME-1, NAME-2..., with seeds counting
                                                 #   up; the one with the best --scorer becomes the song
     # many songs
     manifest: Path | None = None                # JSON list of {id, audio_path, lrc_path, duration,
@@ -401,6 +403,6 @@ class EvaluateConfig(Settings):
                                                 #   (phonemes:1,timing:2); repeat for more
     style_encoder: Path | None = None           # folder of MuQ-MuLan-large, MuQ-large-msd-iter and
                                                 #   xlm-roberta-base; default: the hub's
-    seed: int = within(0, 0)                    # of the draws behind the intervals
+    seed: int = within(0, 0, 2 ** 63 - 1)       # of the draws behind the intervals
     device: str = "auto"                        # auto (CUDA, then MPS, then CPU), or a torch device
     offline: bool = False                       # download nothing

@@ -28,6 +28,7 @@ CONSONANT_S = {"h": .07, "ð": .07, "b": .07, "d": .07, "ɡ": .07, "g": .07, "j"
                "θ": .11, "f": .11, "z": .1, "ʒ": .1, "ʃ": .12, "s": .12}
 AFFRICATES = {"tʃ": .13, "dʒ": .11}
 WEAK_VOWEL = 0.65                      # of another vowel's time, for a schwa
+LATEST_S = 1e6                         # a word that is further from the song's start is a mistake
 MAX_LETTERS = 100                      # of a word; the model has 5000 positions and takes several a letter
 
 
@@ -137,11 +138,14 @@ def phoneme_grid(words: Iterable[tuple], table: SymbolTable, filler: str, cells:
     Returns: ids, one per cell; and for each word (first cell, end cell, ids), which shows what did not fit.
     Differs: "sung" cuts a word at the window's edge; the original's rules squeeze the whole word into what is
         left of it.
+    Raises: ValueError for a word of more than LATEST_S, whose cell would be no number.
     """
     def cell_of(time_s: float) -> int:
         return math.floor((time_s - window_s[0]) * cell_hz)
     row, placed = [NO_WORD] * cells, []
     for start, end, phoneme, *phones in words:
+        if not max(abs(start), abs(end)) <= LATEST_S:
+            raise ValueError(f"a word from {start:g} to {end:g} s")
         if not (end > window_s[0] and start < window_s[1]):
             placed.append((0, 0, []))
             continue

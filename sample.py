@@ -253,7 +253,7 @@ def validate(cfg: SampleConfig) -> None:
         raise UserError("--compile true: needs a C++ compiler: g++, clang++, or what CXX names")
     most, manifest = max(cfg.batch_infer_num, cfg.best_of), cfg.manifest is not None
     if cfg.seed > 2 ** 63 - most:
-        raise UserError(f"--seed {cfg.seed}: expected 0 to {2 ** 63 - most}, so that every variant has one")
+        raise UserError(f"--seed {cfg.seed}: expected 0 to {2 ** 63 - most}, for {most} songs with their own")
     if cfg.best_of > 1 and cfg.batch_infer_num > 1:
         raise UserError(f"--best-of {cfg.best_of}: chooses one song; leave out --batch-infer-num")
     if cfg.random_crop_style and cfg.style_start:
@@ -287,16 +287,16 @@ def resolve(cfg: SampleConfig, preset: Preset, device: torch.device) -> SampleCo
     weights = given(cfg.guidance_weights, preset.guidance.weights if needed else ())
     bounds = given(cfg.guidance_range, preset.guidance.range)
     if len(weights) != needed or not all(map(math.isfinite, weights)):
-        raise UserError(f"--guidance {mode} takes {needed} finite weights, not {weights}")
+        raise UserError(f"--guidance {mode} takes {needed} finite weights, not {weights}"
+                        + "; these are the model's: give --guidance-weights" * (not cfg.guidance_weights))
     if len(bounds) != 2 or not bounds[0] <= bounds[1]:
         raise UserError(f"--guidance-range {bounds}: expected two flow times, the lower one first")
     sampler = FAST if cfg.fast else {name: getattr(preset, name) for name in FAST}
     return dataclasses.replace(
         cfg, **{name: given(getattr(cfg, name), value) for name, value in sampler.items()}, fast=False,
-        guidance=mode, guidance_weights=weights or None, guidance_range=bounds,
+        threads=given(cfg.threads, torch.get_num_threads()), guidance=mode, guidance_range=bounds,
+        guidance_weights=weights or None, negative_style=given(cfg.negative_style, preset.negative_style),
         frames=given(cfg.frames, "song" if preset.trim else "window"), dtype=pick_dtype(cfg.dtype, device),
-        threads=given(cfg.threads, torch.get_num_threads()),
-        negative_style=given(cfg.negative_style, preset.negative_style),
         recogniser=given(cfg.recogniser, "ear" if preset.codec.kind == "sung" else "wav2vec2"))
 
 

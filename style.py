@@ -121,7 +121,9 @@ def find_style(name: str, named: dict[str, Tensor], crop: Crop, width: int) -> t
         return "vector", read_vector(source, width, place)
     if path.suffix.lower() in audio.READABLE and os.path.isfile(path):
         return "sound", read_clip(path, crop)
-    near = difflib.get_close_matches(name.casefold(), [style.casefold() for style in named], 1)
+    tried = name.casefold(), name.casefold().rpartition(":")[0]          # a weight may be what is wrong
+    near = sum((difflib.get_close_matches(text, [style.casefold() for style in named], 1)
+                for text in tried), [])[:1]
     hint = "".join(f"did you mean {style}? " for style in named if style.casefold() in near)
     raise UserError(f"{place}: no such style or file; {hint}expected {', '.join([*sorted(named), ''])}a sound"
                     f" file ({', '.join(audio.READABLE)}) or a saved vector ({', '.join(READERS)}), with "
@@ -138,7 +140,8 @@ def read_vector(source: Tensor | Path, width: int, place: str) -> Tensor:
         if style.numel() != width:
             raise ValueError(f"found {style.numel()}")
         if style.is_complex() or not style.float().isfinite().all():
-            raise ValueError("found others")
+            raise ValueError("found " + ("complex ones" if style.is_complex() else
+                                         "NaN" if style.isnan().any() else "infinite ones"))
         return style.detach().float().reshape(width)
 
 

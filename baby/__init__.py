@@ -8,4 +8,5 @@
     prompts.py     python -m baby.prompts: random lyrics to align the model with
     judge.py       python -m baby.judge: held-out lyrics and their ground truth; scorers for evaluate.py
     ear.py         python -m baby.ear: trains the ear of evaluate.py
+    joins.py       python -m baby.joins: what is heard where the windows of a long song join
 """

@@ -25,7 +25,7 @@ from config import Settings, within
 from phonemes import sung_spans
 from songs.listeners import CODEC, EAR_HZ, PER_S, Ear, level
 from support.cli import parse, run
-from support.files import find, replacing
+from support.files import find, make_folder, replacing
 from sung import LogMel, SungCodec, whole_frames
 from vae import make_codec
 
@@ -125,6 +125,7 @@ def spoil(mel: Tensor, rng: torch.Generator) -> Tensor:
 
 def main(cfg: EarSettings) -> None:
     """Make songs and train on them; the last twentieth is held out for the printed accuracy."""
+    make_folder(cfg.out.parent)
     torch.manual_seed(0)
     ear, rng, began = Ear(songs.PHONEMES), torch.Generator().manual_seed(0), time.time()
     codec = make_codec(CODEC, find(cfg.assets / CODEC_FILE))

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from baby import songs
 from baby.judge import ASSETS
-from config import CODEC, Settings
+from config import CODEC, Settings, within
 from data import window_starts
-from evaluate import measures
+from evaluate import measures, ratio
 from sample import main as sing
 from songs.listeners import EAR_HZ, small_ear
 from sung import LogMel, SungCodec, whole_frames
 from support.audio import mono, read_wave
 from support.cli import parse, run
-from support.files import make_folder, read_json, read_text, write_json, write_text
+from support.files import find, make_folder, read_json, read_text, write_json, write_text
 from vae import make_codec
 
 NEAR_S = 0.5                  # from the edge of a window
@@ -34,6 +34,8 @@ PLACES = ("in overlaps", "near edges", "elsewhere")
 @dataclass(frozen=True)
 class JoinSettings(Settings):
     out: Path = Path("runs/joins")              # folder
+    songs: int = within(4, 1, len(songs.PLAIN))  # of the singers, the first
+    steps: int | None = within(None, 2)         # grid points of the sampler; default: the model's preset
 
 
 def places(frames: int, frame_hz: float, at_s: np.ndarray) -> dict[str, np.ndarray]:
@@ -62,19 +64,20 @@ def steps_of_pitch(latents: Tensor, codec: SungCodec) -> np.ndarray:
 
 
 def main(cfg: JoinSettings) -> None:
-    codec, ear, manifest = make_codec(songs.PRESET.codec, ASSETS / CODEC), small_ear(), []
+    codec, ear, manifest = make_codec(songs.PRESET.codec, find(ASSETS / CODEC)), small_ear(), []
     make_folder(cfg.out)
-    for singer in songs.PLAIN:
+    singers = [*songs.PLAIN][:cfg.songs]
+    for singer in singers:
         lyrics = cfg.out / f"{singer}.txt"
-        write_text(lyrics, 3 * f"{read_text(Path('examples') / lyrics.name).strip()}\n\n")
+        write_text(lyrics, 3 * f"{read_text(find(Path('examples') / lyrics.name)).strip()}\n\n")
         manifest.append({"id": singer, "lrc_path": str(lyrics.resolve()), "style": singer})
     write_json(cfg.out / "manifest.json", manifest)
     sing(["--manifest", str(cfg.out / "manifest.json"), "--out-dir", str(cfg.out), "--format", "wav",
-          "--page", "false"])
+          "--page", "false", *([] if cfg.steps is None else ["--steps", str(cfg.steps)])])
 
     frame_hz = songs.RATE / songs.PRESET.codec.hop
     found = {place: {"words": [], "flux": [], "pitch": []} for place in PLACES}
-    for singer in songs.PLAIN:
+    for singer in singers:
         song, latents = (cfg.out / folder / f"{singer}.{ending}" for folder, ending in
                          (("generated", "wav"), ("cfm_latents", "pt")))
         record, latents = read_json(Path(f"{song}.json")), torch.load(latents, weights_only=True)
@@ -92,8 +95,8 @@ def main(cfg: JoinSettings) -> None:
           "|---|---|---|---|---|---|")
     for place, own in found.items():
         words, pitch = own["words"], np.array(own["pitch"])[~np.isnan(own["pitch"])]
-        missing = sum(word["found"] is None for word in words) / len(words)
-        wrong = sum(word["errors"] for word in words) / sum(word["sounds"] for word in words)
+        missing = ratio([(word["found"] is None, 1) for word in words] or [(0, 0)])
+        wrong = ratio([(word["errors"], word["sounds"]) for word in words] or [(0, 0)])
         print(f"| {place} | {len(words)} | {missing:.1%} | {wrong:.1%} | {np.mean(own['flux']):.2f}, "
               f"{np.quantile(own['flux'], 0.99):.2f} dB | {pitch.mean():.3f}, "
               f"{np.quantile(pitch, 0.99):.3f} semitones |")

@@ -14,6 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from config import PRESETS, Settings, UserError, one_of
+from support.cli import command, first, run
+
+if __name__ == "__main__":
+    first()
+
 from lyrics import formats
 from lyrics.check import LEVELS, check, left_out, tell
 from lyrics.models import AlignSettings
@@ -22,7 +27,6 @@ from lyrics.pronounce import ReadSettings, reader
 from lyrics.timing import Lyrics
 from lyrics.voices import choose
 from phonemes import CELLS_PER_FRAME, SymbolTable
-from support.cli import command, run
 from support.files import write_text
 
 

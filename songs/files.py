@@ -6,6 +6,7 @@ beside a song, from which it can be made again), `check_output` (what may not be
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -248,8 +249,9 @@ def write(take, prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mo
         account = account_of(prompt, request, cfg, outputs, plan=plan, seconds=seconds, **more)
         at(outputs.account).write_text(account, encoding="utf-8", errors="backslashreplace")
         if outputs.latents:
-            with at(outputs.latents).open("wb") as file:     # by its name, the file would contain that
-                torch.save(take.latents.clone(), file)
+            latents = io.BytesIO()                           # torch has no clear words for a full disk
+            torch.save(take.latents.clone(), latents)
+            at(outputs.latents).write_bytes(latents.getbuffer())
             write_wave(at(outputs.original), take.wave, rate_hz, outputs.original)
         path, wave = at(outputs.song), take.wave[:, :round(prompt.duration_s * rate_hz)]
         write_wave(path, wave, rate_hz, outputs.song)

@@ -113,6 +113,8 @@ def reported(name: str, report: Report | None = None) -> Iterator[None]:
     """Report an error of one song in one line with its id, and go on with the others."""
     try:
         yield
+    except BrokenPipeError:                                  # nobody reads on: no fault of the song
+        raise
     except SONG_ERRORS as e:
         print("error:", UserError(f'song "{name}": {describe(e)}'), file=sys.stderr, flush=True)
         if report:

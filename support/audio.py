@@ -5,6 +5,7 @@ samples, 1.0 is full scale.
 """
 
 import contextlib
+import io
 import math
 import os
 from collections.abc import Iterator
@@ -227,6 +228,10 @@ def write_wave(path: Path, wave: Tensor, rate_hz: int, name: Path) -> None:
 
     # A NaN aborts the process inside the MP3 encoder.
     if not wave.isfinite().all():
-        raise UserError(f"{name}: the song has samples that are not finite; lower --guidance-weights")
-    with reading(name, "cannot be written", soundfile.SoundFileError), path.open("wb") as file:
-        soundfile.write(file, wave.T.numpy(), rate_hz, **FORMATS[name.suffix.lower()])
+        raise UserError(f"{name}: the song has samples that are not finite: the numbers of its style or of "
+                        "--guidance-weights are too large, or the model's weights are spoilt")
+    # Not into the file: libsndfile goes on when a disk is full, and each error of its calls is printed.
+    sound = io.BytesIO()
+    with reading(name, "cannot be written", soundfile.SoundFileError):
+        soundfile.write(sound, wave.T.numpy(), rate_hz, **FORMATS[name.suffix.lower()])
+        path.write_bytes(sound.getbuffer())

@@ -1,11 +1,12 @@
 """Command lines made from settings classes, and how a user's mistake is reported.
 
 Read `parse` (defaults, then --config, then flags), `settings_of` (what a settings class holds; the comments
-after its fields are their help), `command` (scripts with several commands), `run` (a user's mistake is one
-line and exit code 2), `first` (which comes before imports that take seconds).
+after its fields are their help), `command` (scripts with several commands), `run` (what goes wrong outside of
+the program is one line), `first` (which comes before imports that take seconds).
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import gc
@@ -25,7 +26,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from config import Settings, UserError
-from support.files import read_json, read_yaml
+from support.files import one_line, read_json, read_yaml
 from support.original import is_original, translate
 
 PARENT = os.getppid()          # as this process began: torchrun, if that started it
@@ -35,6 +36,8 @@ NUMBERS = "numbers with commas between them"
 TYPE_NAMES = {int: "whole number", float: "number", str: "text", Path: "path", bool: "true or false",
               tuple[str, ...]: "text", tuple[int, ...]: NUMBERS, tuple[float, ...]: NUMBERS,
               tuple[float, float]: NUMBERS}
+# What torch says: of a GPU's memory, which ends with its own class or within another error, and of the CPU's.
+NO_MEMORY = re.compile("OutOfMemoryError|out of memory|can't allocate memory")
 NUMBER = re.compile(r"[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
 
 
@@ -183,12 +186,22 @@ def typed(values: dict[str, object], settings: dict[str, Setting], place: Callab
     for name, value in flat.items():
         if name not in settings:
             reject(name, list(settings), place("unknown setting"))
+        if not plain(value):
+            raise UserError(f"{place(name)} {value}: holds a NUL, or half of a surrogate pair")
         try:
             made[name] = convert(value, settings[name])
         except (ValueError, KeyError, TypeError):
             expected = TYPE_NAMES[settings[name].kind]
             raise UserError(f"{place(name)} {value}: expected {expected}") from None
     return made
+
+
+def plain(value: object) -> bool:
+    """Whether a text, or each text of a list, can be the name of a file; those of a command line can."""
+    texts = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    with contextlib.suppress(UnicodeEncodeError):
+        return b"\0" not in texts.encode(errors="surrogateescape")
+    return False
 
 
 def convert(value: object, setting: Setting) -> object:
@@ -256,28 +269,38 @@ def command(script: str, doc: str, commands: dict[str, tuple[type[Settings], Cal
         work(parse(cls, "\n".join([cls.__doc__, *own]), args[1:], name=f"{name} {args[0]}"))
 
 
-def first(read: Callable[[], object]) -> None:
+def first(read: Callable[[], object] = lambda: None) -> None:
     """Answer --help and mistakes in the flags: `read` reads the command line, and a script's main does again.
 
-    It stands above the imports that take seconds, such as torch's. A --config is left to main: it may be a
-    pipe, which can be read only once.
+    It stands above the imports that take seconds, such as torch's. Ctrl-C ends these without a word. A
+    --config is left to main: it may be a pipe, which can be read only once.
     """
     if not any(arg.startswith("--config") for arg in sys.argv):
         run(read)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:        # nohup ignores it: so do we
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.disable()             # until `run`: nothing that imports make is garbage, and looking takes 0.3 s
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call main; a user's mistake ends as one line on stderr and exit code 2.
+    """Call main. What goes wrong outside of this program ends as one line on stderr.
 
-    It ends torchrun, too, which would start all processes again, --max-restarts times, to the same mistake.
+    A user's mistake has exit code 2; what the system refuses (OSError), and memory that ends, 1. Ctrl-C and a
+    closed pipe (`| head`) end without a word, with a shell's codes for them. All else is our own mistake, and
+    has a traceback. A user's mistake ends torchrun, too, which would start all processes again, --max-restarts
+    times, to the same mistake.
     """
     gc.freeze()              # what was imported stays: each look through it, also the last, takes 0.1 s
     gc.enable()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):                  # a terminal may not know the letters of a path
         stream.reconfigure(errors="backslashreplace")
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()                               # which may fail, too
     except UserError as e:
         started = "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() == PARENT
         if started:                      # the first one speaks, and ends those whose turn has not come
@@ -290,3 +313,16 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as e:
+        with contextlib.suppress(OSError):                   # else Python tries to write the rest
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(e, BrokenPipeError):
+            sys.exit(141)
+        place = "" if e.filename is None else f"{e.filename}: "
+        print(f"error: {UserError(place + one_line(e))}", file=sys.stderr)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, MemoryError) and not NO_MEMORY.search(f"{type(e).__name__} {e}"):
+            raise
+        print(f"error: no memory is left: {UserError(one_line(e, 150))}", file=sys.stderr)
+        sys.exit(1)

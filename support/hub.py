@@ -154,6 +154,8 @@ def explain(asset: Asset, error: Exception) -> str:
 
 
 def by_hand(asset: Asset) -> str:
+    if asset is ASSETS["phonemizer"]:                        # which train.py wants, too
+        return f"pass a local copy with {asset.flag}, to train.py as {PHONEMIZER} in the folder of --assets"
     return f"pass a local copy with {asset.flag}" if asset.flag else f"put it at {own_cache() / asset.file}"
 
 

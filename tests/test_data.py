@@ -349,7 +349,9 @@ BROKEN = [
     ({"json": {"word": [*WORDS, {"start": 0.1, "end": 0.2}]}}, "word 2: expected start, end and phoneme"),
     ({"json": {"word": [*WORDS, WORDS[0] | {"phoneme": None}]}}, "word 2"),
     ({"json": {"word": [*WORDS, WORDS[0] | {"end": "late"}]}}, "word 2"),
-    ({"json": {"word": [*WORDS, WORDS[0] | {"end": float("nan")}]}}, "word 2")]
+    ({"json": {"word": [*WORDS, WORDS[0] | {"end": float("nan")}]}}, "word 2"),
+    ({"json": {"word": [*WORDS, WORDS[0] | {"end": 1e308}]}}, "a word from 0 to 1e+308 s"),
+    ({"json": {"word": [WORDS[0] | {"start": -1e308}]}}, "a word from -1e+308 to 0.1 s")]
 
 
 @pytest.mark.parametrize("changes, fragment", BROKEN)

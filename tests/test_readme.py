@@ -16,6 +16,7 @@ from conftest import ROOT
 
 from baby.codec import CodecSettings
 from baby.ear import EarSettings
+from baby.joins import JoinSettings
 from baby.judge import JudgeSettings
 from baby.phonemizer import PhonemizerSettings
 from baby.prompts import PromptSettings
@@ -47,7 +48,7 @@ COMMANDS = sorted({line.removeprefix("time ") for line in [*LINES, *INLINE]
 SETTINGS = {"sample.py": SampleConfig, "train.py": TrainConfig, "train_dpo.py": DPOConfig,
             "evaluate.py": EvaluateConfig, "songs.pairs": PairsConfig, "tools.bench": BenchConfig,
             "tools.prepare": PrepareConfig, "baby.codec": CodecSettings, "baby.ear": EarSettings,
-            "baby.judge": JudgeSettings,
+            "baby.joins": JoinSettings, "baby.judge": JudgeSettings,
             "baby.phonemizer": PhonemizerSettings, "baby.prompts": PromptSettings, "baby.songs": SongSettings,
             "tools.solvers": SolversConfig, "lyrics": {name: cls for name, (cls, _) in LYRICS.items()},
             "tools.shards": {name: cls for name, (cls, _) in SHARDS.items()}}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -19,9 +20,11 @@ from config import PRESETS, SampleConfig, UserError
 from data import window_starts
 from phonemes import NO_WORD
 from sample import Model, Prompts, main, resolve
-from songs.tunes import noise_of
 from songs.manifest import Song
+from songs.takes import reported
+from songs.tunes import noise_of
 from support.audio import FORMATS, master
+from support.cli import run
 from support.hub import locate
 from support.processes import pick_dtype
 
@@ -81,7 +84,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tiny_folder, tmp_path):
     (["--guidance-weights", "1e30,1e30"], "not finite"),
     (["--out", "x" * 250 + ".wav"], "a name of more than"),
     (["--device", "meta"], "expected auto, cpu, cuda or mps"),
-    (["--steps", "1"], "--steps 1: expected 2 or more"),
+    (["--steps", "1"], "--steps 1: expected 2 to 1000000"),
     (["--steps", "many"], "--steps many: expected whole number"),
     (["--duration", "5"], "is past the duration 5.00 s"),
     (["--duration", "nan"], "a song of nan s"),
@@ -598,3 +601,87 @@ def test_tags(sing, tmp_path):
     tags = mutagen.File(sing("--seed", "5", out="song.flac")).tags
     assert tags["seed"] == ["5"] and tags["ai_generated"] == ["true"] and tags["title"] == ["hello"]
     assert "singing for you" in tags["lyrics"][0]
+
+
+# Mistakes are one line
+
+@pytest.fixture
+def told(tiny_folder, tmp_path, capfd):
+    """Exit code of sample.py, run as a command is, and what it says that is no progress."""
+    def call(*args):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run(lambda: main([str(x) for x in ["--model", tiny_folder, *args]]))
+        said = capfd.readouterr().err.replace("\r", "\n").splitlines()
+        said = [line for line in said if line and not line.startswith(("sampling", "decoding"))]
+        return caught.value.code, said
+    return call
+
+
+@pytest.mark.parametrize("args, code, text", [
+    (["--lyrics", "x" * 256], 1, f"{'x' * 256}: File name too long"),
+    (["--manifest", "x" * 256, "--out-dir", "o"], 2, f"{'x' * 256}: File name too long"),
+    (["--steps", 10 ** 12], 2, "--steps 1000000000000: expected 2 to 1000000"),
+    (["--steps", 10 ** 30], 2, f"--steps {10 ** 30}: expected 2 to 1000000"),
+    (["--batch-infer-num", 10 ** 19], 2, f"--batch-infer-num {10 ** 19}: expected 1 to 100000"),
+    (["--best-of", 10 ** 9], 2, "--best-of 1000000000: expected 1 to 100000"),
+    (["--seed", 2 ** 63 - 1, "--batch-infer-num", 3], 2,
+     f"--seed {2 ** 63 - 1}: expected 0 to {2 ** 63 - 3}, for 3 songs with their own"),
+    (["--guidance", "single"], 2, "--guidance single takes 1 finite weights, not (1.0, 2.0); these are the "
+                                  "model's: give --guidance-weights"),
+    (["--guidance-weights", "1,nan"], 2, "--guidance dual takes 2 finite weights, not (1.0, nan)"),
+    (["--style", "mael:0.5"], 2, "--style mael: no such style or file; did you mean male? expected ")])
+def test_mistakes_of_one_line(told, tmp_path, monkeypatch, args, code, text):
+    """A traceback, hours of work, or advice that has nothing to do with what was given."""
+    monkeypatch.chdir(tmp_path)
+    got, [line] = told(*args)
+    assert got == code and line.startswith(f"error: {text}") and (line == f"error: {text}" or text[-1] == " ")
+
+
+@pytest.mark.parametrize("settings, text", [
+    ({"lyrics": "a\0b"}, "lyrics a\\x00b: holds a NUL"),
+    ({"style": ["x\ud800"]}, "style ['x\\ud800']: holds"),
+    ({"out": "\ud83d.wav"}, "out \\ud83d.wav: holds a NUL, or half of a surrogate pair")])
+def test_texts_that_no_file_can_have(told, tmp_path, settings, text):
+    got, [line] = told("--config", write(tmp_path / "set.json", settings))
+    assert got == 2 and f"set.json: {text}" in line
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n9 GiB"),
+                                   RuntimeError("CUDA error: out of memory\nCompile with"), MemoryError()])
+def test_memory_that_ends(told, tmp_path, monkeypatch, error):
+    """One song ends in one line; of a manifest, each that does not fit, and the others are sung."""
+    sampled, left = sample.sample_windows, [error, error]
+
+    def sample_some(*args):
+        if left:
+            raise left.pop()
+        return sampled(*args)
+    monkeypatch.setattr(sample, "sample_windows", sample_some)
+    code, [line] = told("--out", tmp_path / "song.wav")
+    assert code == 1 and line.startswith("error: no memory is left: ")
+    assert not (tmp_path / "song.wav").exists()
+    songs = [{"id": name, "lrc_path": str(HELLO), "duration": 10} for name in ("large", "small")]
+    code, [line] = told("--manifest", write(tmp_path / "m.json", songs), "--out-dir", tmp_path / "o")
+    assert code == 1 and line.startswith('error: song "large": ') and type(error).__name__ in line
+    assert (tmp_path / "o" / "generated" / "small.mp3").exists()
+
+
+@pytest.mark.parametrize("size, file", [(20_000, "cfm_latents/a.pt"), (60_000, "generated_orig/a.wav")])
+def test_a_disk_that_fills(told, tmp_path, size, file):
+    """Tracebacks from inside of libsndfile, torch's "unexpected pos", or half of a song's files."""
+    manifest = write(tmp_path / "m.json", [{"id": "a", "lrc_path": str(HELLO), "duration": 10}])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        code, [line] = told("--manifest", manifest, "--out-dir", tmp_path / "o", "--format", "wav")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1 and line.startswith(f'error: song "a": {tmp_path}/o/{file}') and "File too large" in line
+    assert not list(tmp_path.glob("o/*/*"))
+
+
+def test_a_reader_that_has_gone_is_no_fault_of_a_song():
+    """`sample.py --manifest ... | head` notes a finished song as failed, and sings on for nobody."""
+    with pytest.raises(BrokenPipeError), reported("a"):
+        raise BrokenPipeError

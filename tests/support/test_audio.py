@@ -1,11 +1,14 @@
 """support/audio.py: loudness and peaks of finished songs. tests/test_style.py reads sound files."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torchaudio.functional as AF
 
-from support.audio import BLOCK, limit, loudness_lufs, master, true_peaks
+from config import UserError
+from support.audio import BLOCK, FORMATS, limit, loudness_lufs, master, true_peaks, write_wave
 
 RATE = 24000
 
@@ -92,3 +95,20 @@ def test_true_peaks_do_not_depend_on_the_parts(samples):
     peaks = true_peaks(wave)
     assert peaks.shape == fine.shape and (peaks - fine).min() > -1e-9
     assert (peaks - fine)[:-1].sum() < 1e-9                  # the last one sees a little beyond the end
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_disk_that_is_full(ending, capfd):
+    """libsndfile's calls print a traceback each, 29 lines, before the error; or a song that lacks its end."""
+    wave = 0.1 * torch.randn(1, RATE, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UserError) as caught:
+        write_wave(Path("/dev/full"), wave, RATE, Path("song").with_suffix(ending))
+    assert str(caught.value) == f"song{ending}: cannot be written: No space left on device"
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_song_that_is_no_sound(value, tmp_path):
+    """Blamed on guidance alone, though a style's numbers were too large."""
+    with pytest.raises(UserError, match="song.wav: .* not finite: the numbers of its style or of --guidance"):
+        write_wave(tmp_path / "x", torch.full((1, 9), value), RATE, Path("song.wav"))

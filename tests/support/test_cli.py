@@ -2,9 +2,14 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import ROOT
 
 from config import DPOConfig, EvaluateConfig, SampleConfig, Settings, TrainConfig, UserError, one_of, within
 from lyrics import __main__ as lyrics_commands
@@ -145,6 +150,13 @@ def test_config_file(file):
     assert settings("--count", "9", "--config", str(path)) == dataclasses.replace(want, count=9)
 
 
+def test_names_of_files_that_are_not_utf_8(file):
+    """Bytes of a command line become single surrogates, which an account carries on."""
+    odd = os.fsdecode(b"caf\xe9.mp3")
+    assert settings("--config", str(file({"name": odd, "names": [odd]}))) == Some(name=odd, names=(odd,))
+    assert settings("--path", odd).path == Path(odd)
+
+
 @pytest.mark.parametrize("ending", [".yaml", ".YML"])
 def test_yaml(ending, tmp_path):
     """YAML's own types: yes and no are truth values, 1e-3 is a text, a list may be of texts."""
@@ -173,7 +185,11 @@ def test_mistakes_in_yaml(content, fragments, tmp_path):
     ({"count": "x"}, ["count", "expected whole number"]), ({"name": None}, ["name", "expected text"]),
     ({"count": 1.5}, ["expected whole number"]), ({"flag": 1}, ["expected true or false"]),
     ({"rate": {"a": 1}}, ["expected number"]), ({"rate": None}, ["expected number"]),
-    ({"weights": []}, ["expected numbers"]), ([1], ["given.json: expected an object of settings"]),
+    ({"weights": []}, ["expected numbers"]),
+    ({"name": "a\0b"}, ["name a\\x00b: holds a NUL"]), ({"path": "\ud800"}, ["path \\ud800: holds a"]),
+    ({"names": ["a", "b\0"]}, ["names", "NUL"]), ({"names": ["\udc00\ud800"]}, ["half of a surrogate pair"]),
+    ({"a\0\ud800": 1}, ["unknown setting a\\x00\\ud800"]),
+    ([1], ["given.json: expected an object of settings"]),
     ('{"count": 3,}', ["given.json: line 1, column 13: not JSON"])])
 def test_mistakes_in_a_config_file(content, fragments, file):
     """nanoGPT accepts a misspelt key and a text for a number in a file."""
@@ -253,6 +269,54 @@ def test_run_ends_with_one_line_and_code_2(capsys):
     assert err.startswith("error: song.json: word 7") and err.count("\n") == 1
     with pytest.raises(ZeroDivisionError):
         run(lambda: fail(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("error, text", [
+    (OSError(36, "File name too long", "x\n"), "x\\n: File name too long"),
+    (OSError(28, "No space left on device"), "No space left on device"),
+    (MemoryError(), "no memory is left: MemoryError"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nSee"),
+     "no memory is left: CUDA out of memory. Tried to allocate 20 GiB. See"),
+    (RuntimeError("CUDA error: out of memory\nCompile"), "no memory is left: CUDA error: out of memory Com"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "no memory is left: Default")])
+def test_what_the_machine_refuses_is_one_line_and_code_1(error, text, capsys):
+    """A traceback for a full disk or GPU; a RuntimeError of our own that passes for one of these."""
+    def fail(error):
+        raise error
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: fail(error))
+    out, err = capsys.readouterr()
+    assert caught.value.code == 1 and out == ""
+    assert err.startswith(f"error: {text}") and err.count("\n") == 1
+    with pytest.raises(RuntimeError):
+        run(lambda: fail(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+
+
+PRINTS = "from support.cli import run; run(lambda: print('x' * {}))"
+
+
+@pytest.mark.parametrize("count", [10, 100_000])
+@pytest.mark.parametrize("command, code, error", [
+    ("{} | true; exit ${{PIPESTATUS[0]}}", 141, ""),         # the reader has gone before the first word
+    ("{} > /dev/full", 1, "error: No space left on device\n")])
+def test_output_that_nobody_takes(command, code, error, count):
+    """`| head` with a traceback, or "Exception ignored" after the end; output lost with exit code 0."""
+    line = command.format(f"(sleep 0.3; exec {sys.executable} -c \"{PRINTS.format(count)}\")")
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, error)
+
+
+INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)"
+
+
+@pytest.mark.parametrize("script", ["sample.py", "evaluate.py x", "-m tools.prepare", "-m tools.bench",
+                                    "-m lyrics plan examples/song.txt", "-m tools.shards validate x"])
+def test_ctrl_c_while_starting(script, tmp_path):
+    """A traceback through the imports, which take seconds; the key is pressed when torch's begins."""
+    (tmp_path / "torch.py").write_text(INTERRUPTED)
+    done = subprocess.run([sys.executable, *script.split()], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(tmp_path)}, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) in ((-2, "", ""), (130, "", ""))
 
 
 # Groups of settings, and recipes

@@ -152,6 +152,7 @@ def test_offline(name, how, server, monkeypatch):
     text = mistake(hub.fetch, name, how == "flag")
     assert server.calls == [] and "--offline" in text and hub.ASSETS[name].source in text
     assert (hub.ASSETS[name].flag or "silience_latent.pt") in text
+    assert ("to train.py as phonemizer.pt in the folder of --assets" in text) == (name == "phonemizer")
 
 
 @pytest.mark.parametrize("failure, fragment", [

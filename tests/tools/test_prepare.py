@@ -583,6 +583,7 @@ def test_validate(made, tmp_path, capsys):
         "text": ({"json": {"word": [{"start": 0}]}}, "word 1: expected start, end and phoneme"),
         "late": ({"json": {"word": [word(0, 1), word(2, 3.6)]}}, "word 2: ends at 3.60 s, the song at 3.01"),
         "back": ({"json": {"word": [word(1, 0.5)]}}, "word 1: from 1.00 to 0.50 s"),
+        "far": ({"json": {"word": [word(1, 1e308)]}}, "word 1: ends at 1e+308 s, the song at 3.01"),
         "odd": ({"json": {"word": [word(1, 2, "ɹɛ¿d")]}}, "word 1: phonemes 'ɹɛ¿d'; unknown: ¿"),
         "mute": ({"json": {"word": [word(1, 2, "")]}}, "word 1: phonemes ''; unknown: there are none"),
         "good": ({"json": {"word": [word(0, 2), word(1, 3.4, "ˈɹɛːd")]}}, ""),
@@ -601,7 +602,7 @@ def test_validate(made, tmp_path, capsys):
     for row, (key, (_, reason)) in zip(rows, cases.items()):
         assert row.startswith(f"{'problem' if reason else 'note'}: {one}: song {key}: {reason or 'word 2'}")
     assert rows[-2].endswith(f"two.tar: song good: its name is that of {one}: song good")
-    assert rows[-1].endswith(": 5 songs, 11 problems, 1 notes") and len(rows) == len(cases) + 2
+    assert rows[-1].endswith(": 6 songs, 12 problems, 1 notes") and len(rows) == len(cases) + 2
     (tmp_path / "ids.jsonl").write_text('{"id": "good", "duration": 1}\n{"id": "gone", "duration": 1}')
     assert run(shards.main, "validate", tmp_path / "shards", "--ids", tmp_path / "ids.jsonl") == 1
     assert f"problem: {tmp_path / 'ids.jsonl'}: in no shard: 1 (gone)" in capsys.readouterr().out
@@ -610,6 +611,8 @@ def test_validate(made, tmp_path, capsys):
     for command in ("inspect", "validate"):                  # no song is no good shard
         text = mistake(run, shards.main, command, tmp_path / "other.tar")
         assert text.startswith(f"{tmp_path / 'other.tar'}: no song; a song is KEY.latent.pt")
+    assert run(shards.main, "inspect", one, "--songs", 0, "--draw", tmp_path / "drawn") == 1
+    assert "far: 141 frames" in capsys.readouterr().out and (tmp_path / "drawn" / "far.png").exists()
     assert "no such shard" in mistake(run, shards.main, "validate", tmp_path / "nothing.tar")
     for command in ("inspect", "validate"):
         assert "--preset x" in mistake(run, shards.main, command, made / "songs-000000.tar", "--preset", "x")
