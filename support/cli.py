@@ -287,8 +287,8 @@ def run(main: Callable[[], object]) -> None:
 
     A user's mistake has exit code 2; what the system refuses (OSError), and memory that ends, 1. Ctrl-C and a
     closed pipe (`| head`) end without a word, with a shell's codes for them. All else is our own mistake, and
-    has a traceback. A user's mistake ends torchrun, too, which would start all processes again, --max-restarts
-    times, to the same mistake.
+    has a traceback. A user's mistake ends torchrun, too, which would start all processes again,
+    --max-restarts times, to the same mistake.
     """
     gc.freeze()              # what was imported stays: each look through it, also the last, takes 0.1 s
     gc.enable()

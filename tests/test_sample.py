@@ -542,7 +542,7 @@ def test_plain_text_is_planned_and_sung(sing, tmp_path, capsys):
 def test_duration_fits_the_plan(sing):
     song = sing("--duration", "14", lyrics=ROOT / "examples" / "song.txt")
     assert len(soundfile.read(song)[0]) == 14 * RATE
-    with pytest.raises(UserError, match="song.txt: .*7 syllables a second, the fastest"):
+    with pytest.raises(UserError, match="song.txt: .*8 syllables a second, the fastest"):
         sing("--duration", "3", lyrics=ROOT / "examples" / "song.txt")
 
 
@@ -550,7 +550,7 @@ def test_lint_before_singing(sing, tmp_path, capsys):
     """Overlaps are errors, with how many more there are; fast words are warnings."""
     words = [{"word": "la", "start": i / 9, "end": i / 9 + 0.1} for i in range(20)]
     sing(lyrics=write(tmp_path / "fast.json", words))
-    assert 'fast.json: word 1 "la": 8 syllables' in capsys.readouterr().err
+    assert 'fast.json: word 1 "la": 9 syllables' in capsys.readouterr().err
     for word in words:
         word["end"] += 0.1
     with pytest.raises(UserError, match='word 2 "la": start 0.11 s is before .*; and 18 more: python'):

@@ -57,7 +57,6 @@ LYRICS = {kind.extension.lower() for kind in formats.KINDS.values()} | formats.E
 FILTER = {"lowpass_filter_width": 64, "rolloff": 0.9475937167399596, "beta": 14.769656459379492,
           "resampling_method": "sinc_interp_kaiser"}
 SHARD = re.compile(r"songs-(\d{6,})\.(tar|jsonl)")
-LEFTOVER = re.compile(r"\.\w[\w-]*\.(tar|jsonl?|pt|safetensors)\.\w{8}\.tmp")        # of `replacing`, killed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,7 +296,7 @@ def write_shard(shard: Path, songs: list[Song], converter: Converter) -> None:
 
 
 def tidy(out: Path, count: int) -> None:
-    """Delete what a killed run left in the folder, and the shards from `count` on of an earlier run.
+    """Delete the shards from `count` on of an earlier run.
 
     Raises: UserError if that fails, or if there are shards of another origin, which would be lost.
     """
@@ -307,7 +306,7 @@ def tidy(out: Path, count: int) -> None:
             number = SHARD.fullmatch(path.name)
             if number and number[2] == "tar" and path.with_suffix(".jsonl") not in files:
                 raise UserError(f"--out {out}: {path.name} was not made by this command; name another folder")
-            if number and int(number[1]) >= count or LEFTOVER.fullmatch(path.name):
+            if number and int(number[1]) >= count:
                 path.unlink()
 
 

@@ -108,7 +108,7 @@ def write_srt(lyrics: Lyrics) -> FileLines:
     """Numbered cues, a line each."""
     for i, row in enumerate(timed_rows(lyrics, "srt", guard), 1):
         times = f"{clock(row.start)} --> {clock(row.end)}".replace(".", ",")
-        yield from (str(i), times, *row.heading, row.text(), "")
+        yield from (str(i), times, *row.heading, guard(row.text()), "")        # syllables may make an arrow
 
 
 def write_vtt(lyrics: Lyrics) -> FileLines:

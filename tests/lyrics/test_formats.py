@@ -224,6 +224,13 @@ def test_rounding_makes_no_overlap(kind, steps):
         assert a.end is None or a.start <= a.end <= b.start
 
 
+def test_syllables_that_make_an_arrow():
+    """Each is harmless; together they look like the times of a cue."""
+    word = Word("-->", 0.0, 0.4, syllables=(Part("-", 0.0, 0.2), Part("->", 0.2, 0.4)))
+    song = Lyrics((Line((word,), start=0.0),))
+    assert [[w.word for w in parse(write(song, kind), kind, "s").words] for kind in ("srt", "vtt")] == [["-->"]] * 2
+
+
 def test_conversion_of_line_times():
     """LRC has no ends: a line ends where the next begins, and the last after a time for its words."""
     lyrics = parse("[00:01.00]one two\n[00:03.00]three\n", "lrc", "a.lrc")
