@@ -200,7 +200,8 @@ def test_global_random_state_does_not_matter(sing):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("guidance", [["single", "--guidance-weights", "0.5"], ["none"], ["dual_fix"]])
+@pytest.mark.parametrize("guidance", [["single", "--guidance-weights", "0.5"], *(
+    pytest.param([mode], marks=pytest.mark.slow) for mode in ("none", "dual_fix"))])
 def test_sidecar_remakes_the_song(sing, tmp_path, guidance):
     """The settings in the sidecar, given as --config, are the song; the sidecar itself is a lyrics file."""
     first = sing("--seed", "3", "--style", "male", "--guidance", *guidance)

@@ -398,6 +398,7 @@ train.train(cfg)
 
 # One run at a time
 
+@pytest.mark.slow
 def test_a_folder_is_one_runs(cfg):
     """Two runs that write one log; a lock that outlives its run."""
     cfg = dataclasses.replace(cfg, steps=2)

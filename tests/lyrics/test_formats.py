@@ -228,7 +228,8 @@ def test_syllables_that_make_an_arrow():
     """Each is harmless; together they look like the times of a cue."""
     word = Word("-->", 0.0, 0.4, syllables=(Part("-", 0.0, 0.2), Part("->", 0.2, 0.4)))
     song = Lyrics((Line((word,), start=0.0),))
-    assert [[w.word for w in parse(write(song, kind), kind, "s").words] for kind in ("srt", "vtt")] == [["-->"]] * 2
+    for kind in ("srt", "vtt"):
+        assert [w.word for w in parse(write(song, kind), kind, "song").words] == ["-->"]
 
 
 def test_conversion_of_line_times():

@@ -20,6 +20,7 @@ def test_best():
     assert rows[-1].startswith("| 48 | euler")
 
 
+@pytest.mark.slow
 def test_page(tiny_folder, tmp_path, monkeypatch, capsys):
     """Prose that is overwritten, numbers that are computed again, a curve without points."""
     fine = Case("abm", 40, -0.5)
