@@ -4,6 +4,7 @@ import re
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 
 from tools import solvers
 from tools.solvers import EULER, FAST, WINDOW, Case, main, table_of_errors
