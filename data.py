@@ -145,6 +145,12 @@ def words_of(content: dict) -> list[tuple[float, float, str]]:
     return words
 
 
+def check_finite(name: str, numbers: Tensor) -> None:
+    """Raise ValueError for NaN or infinite numbers."""
+    if not numbers.isfinite().all():
+        raise ValueError(f"{name}: has {'NaN' if numbers.isnan().any() else 'infinite numbers'}")
+
+
 def read_song(parts: dict[str, bytes], preset: Preset) -> tuple[Tensor, Tensor, list]:
     """A song's posterior (2C, frames), style (E,) or (n, E), and words (start, end, phoneme), from the bytes
     of its files.
@@ -160,8 +166,7 @@ def read_song(parts: dict[str, bytes], preset: Preset) -> tuple[Tensor, Tensor, 
     if style.dim() not in (1, 2) or not len(style) or style.shape[-1] != width:
         raise ValueError(f"style {tuple(style.shape)}; expected ({width},) or (n, {width})")
     for name, numbers in (("latent", posterior), ("style", style)):
-        if not numbers.isfinite().all():
-            raise ValueError(f"{name}: infinite, or not a number")
+        check_finite(name, numbers)
     if posterior[channels:].min() < 0:
         raise ValueError("latent: a standard deviation below 0")
     return posterior, style, words_of(json.loads(parts["json"]))

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import collate, conditions, epochs, read_in_order, words_of
+from data import check_finite, collate, conditions, epochs, read_in_order, words_of
 from model import DiT, flow_loss
 from phonemes import SymbolTable
 from support.checkpoint import to_resume
@@ -154,8 +154,7 @@ class Pairs(torch.utils.data.Dataset):
             width = self.preset.model.cond_dim
             if style.dim() not in (1, 2) or not len(style) or style.shape[-1] != width:
                 raise ValueError(f"style {tuple(style.shape)}; expected ({width},) or (n, {width})")
-            if not style.isfinite().all():
-                raise ValueError(f"style {files['style'].name}: infinite, or not a number")
+            check_finite(f"style {files['style'].name}", style)
             if style.dim() == 2:
                 index = self.cfg.data.style_index
                 style = style[torch.randint(len(style), (), generator=rng) if index is None else index]

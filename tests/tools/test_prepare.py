@@ -576,7 +576,7 @@ def test_validate(made, tmp_path, capsys):
         return {"start": start, "end": end, "phoneme": phoneme}
     cases = {
         "rows": ({"latent.pt": posterior[:200]}, f"latent (200, 141); expected ({2 * CHANNELS}, frames)"),
-        "nan": ({"latent.pt": posterior / 0}, "latent: infinite"),
+        "nan": ({"latent.pt": posterior / 0}, "latent: has "),
         "negative": ({"latent.pt": posterior - 1}, "latent: a standard deviation below 0"),
         "wide": ({"style.pt": torch.ones(5)}, "style (5,); expected (128,)"),
         "none": ({"style.pt": None}, "no none.style.pt"),
