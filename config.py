@@ -135,7 +135,7 @@ class Preset:
 
 
 # The cheapest sampler whose error is that of 49 Euler steps: docs/solvers.md.
-FAST = {"steps": 13, "solver": "abm", "sway": -0.5}
+FAST = {"steps": 13, "solver": "abm", "sway": -1.0}
 
 PRESETS = {
     # 6M parameters, made by baby/: sings a cappella in eight styles, 60 s in one window.
@@ -197,7 +197,7 @@ class SingSettings(Settings):
                                                 #   default: the model's preset
     solver: str | None = one_of(None, SOLVERS)  # euler, ab2, or abm, the fewest steps for the same error;
                                                 #   default: the model's preset
-    fast: bool = False                          # 13 steps of abm, sway -0.5: a quarter of JAM-0.5's work (the
+    fast: bool = False                          # 12 steps of abm, sway -1: a quarter of JAM-0.5's work (the
                                                 #   embedded model's preset)
     frames: str | None = one_of(None, FRAMES)   # song: compute as many frames as it has; window: always all
                                                 #   that the network reads; default: the model's preset

@@ -44,12 +44,12 @@ class Case(NamedTuple):
     frames: str = "song"
 
 
-EULER, FAST = Case("euler", 48), Case("abm", 12, -0.5)
+EULER, FAST = Case("euler", 48), Case("abm", 12, -1.0)
 REFERENCE, FINER = Case("abm", 128, -0.5), Case("abm", 192, -0.5)    # the finer one for the first song
 WINDOW, BFLOAT16 = FAST._replace(frames="window"), FAST._replace(dtype="bfloat16")
 HEARD = [                        # name, sampler, another that it is compared with, how many songs
     ("48 calls of euler", EULER, REFERENCE, None), ("15 calls of euler", Case("euler", 15), REFERENCE, None),
-    ("fast: 12 calls of abm, sway -0.5", FAST, REFERENCE, None), ("reference", REFERENCE, REFERENCE, None),
+    ("fast: 12 calls of abm, sway -1", FAST, REFERENCE, None), ("reference", REFERENCE, REFERENCE, None),
     ("fast, in bfloat16", BFLOAT16, FAST, None), ("fast, on whole windows", WINDOW, FAST, FEW),
     ("fast, the same songs", FAST, REFERENCE, FEW)]
 GRID = [Case(solver, calls, sway) for solver, sway, counts in (
