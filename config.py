@@ -73,13 +73,13 @@ ABOVE_0 = math.ulp(0.0)       # the smallest number above 0
 @dataclass(frozen=True)
 class ModelConfig:
     """The network's sizes. A checkpoint holds all of them, so none has a default."""
-    dim: int                  # width of the blocks, a multiple of heads and of 16
+    dim: int                  # width of the blocks, a multiple of 2 * heads and of 16
     depth: int                # blocks; the first half of them gets the text fusion
     heads: int                # attention heads
     ff_mult: int              # feed-forward width / dim
     mel_dim: int              # latent channels
     text_num_embeds: int      # rows of the phoneme table, less one
-    text_dim: int             # width of the text branch
+    text_dim: int             # width of the text branch, even
     cond_dim: int             # width of style and scalars
     conv_layers: int          # ConvNeXt blocks of the text branch
     max_frames: int           # latent frames of a window: longer songs are sung in several

@@ -59,7 +59,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(scale q k^T) v of each head (P, H, T, K)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # torch's kernel converts to float32 and back; head by head, the matrix products stay in bfloat16.
+        # torch's kernel converts to float32 and back; head by head, the matrix products stay in bfloat16, and
+        # so do the scores, which is less exact: docs/solvers.md has the difference in whole songs.
         heads = zip(*(x.flatten(0, 1) for x in (q, scale * k, v)))
         return torch.stack([(a @ b.T).softmax(-1) @ c for a, b, c in heads]).view_as(q)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -284,6 +285,8 @@ class DiT(nn.Module):
 
         Each call of attention would copy queries, keys and values to do it: JAM-0.5's heads have 44 channels.
         """
+        if self.head_padding:
+            raise ValueError("the heads are padded already")
         self.head_padding = -(self.config.dim // self.config.heads) % 8
         for block in self.transformer_blocks if self.head_padding else ():
             block.self_attn.pad_heads(self.head_padding)

@@ -70,7 +70,7 @@ def acts(guidance: Guidance, time: Tensor) -> bool:
 def guided(model: DiT, batch: dict[str, Tensor], guidance: Guidance, negative_style: Tensor) -> Velocity:
     """The guided velocity of songs that fit the network's window. Their condition is computed here, once."""
     songs = len(batch["style"])
-    mode = "none" if guidance.mode == "single" and guidance.weights[0] < 1e-5 else guidance.mode
+    mode = "none" if guidance.mode == "single" and abs(guidance.weights[0]) < 1e-5 else guidance.mode
     condition = guided_condition(model, batch, negative_style, mode)
 
     def velocity(x: Tensor, time: Tensor) -> Tensor:
@@ -130,10 +130,12 @@ def corrected_step(v: Sequence[Tensor], t: Sequence[Tensor]) -> Tensor:
 
 def with_points_at_jumps(grid: Tensor, guidance: Guidance) -> Tensor:
     """The grid, whose inner points that are nearest to where guidance begins and ends are moved there."""
-    grid, (low, high) = grid.clone(), torch.tensor(guidance.range, dtype=grid.dtype)
-    for jump in (low, high.nextafter(grid[-1] + 1)):         # at `high` itself it still acts
-        if grid[0] < jump < grid[-1] and len(grid) > 2:
-            grid[1 + (grid[1:-1] - jump).abs().argmin()] = jump
+    grid, (low, high) = grid.clone(), torch.tensor(guidance.range, dtype=grid.dtype)   # at `high` it acts
+    jumps = [jump for jump in (low, high.nextafter(grid[-1] + 1)) if grid[0] < jump < grid[-1]]
+    free = list(range(1, len(grid) - 1))
+    for i, jump in enumerate(jumps[:len(free)]):             # enough points stay free for the next one
+        place = min(free[:len(free) - (len(jumps) - 1 - i)] or free, key=lambda k: abs(grid[k] - jump))
+        grid[place], free = jump, free[free.index(place) + 1:]
     return grid
 
 

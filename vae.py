@@ -307,7 +307,12 @@ def load_oobleck(path: Path, config: CodecConfig, device: torch.device | str = "
     with reading(path, "not an autoencoder's weights (safetensors, TorchScript or a checkpoint of tensors)",
                  zipfile.BadZipFile), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-        scripted = script_tensors(path)
+        try:
+            scripted = script_tensors(path)
+        except UserError:                        # a script with other things than tensors, or a corrupt file
+            if not trust:
+                raise
+            scripted = {}
         model = (fit(read_tensors(path), config, str(path)) if scripted is None else
                  adopt(scripted, config, path, trust))
     model.eval().requires_grad_(False)

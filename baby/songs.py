@@ -28,7 +28,7 @@ from phonemes import sung_spans
 from style import blend
 from sung import SungCodec, mel_filters
 from support.cli import parse, run
-from support.files import make_folder, replacing
+from support.files import hold, make_folder, replacing
 from tools.prepare import add
 
 PRESET = PRESETS["baby"]
@@ -369,6 +369,7 @@ def write_shard(folder: Path, index: int) -> str:
 def main(cfg: SongSettings) -> None:
     make_folder(cfg.out)
     make_folder(cfg.assets, "--assets")
+    hold(cfg.out)
     with replacing(cfg.assets / STYLES) as path:
         save_file({name: vector.half() for name, vector in vectors().items()}, path)
     shards = range(cfg.first, cfg.first + cfg.shards)

@@ -93,6 +93,8 @@ def check_command(cfg: CheckConfig) -> None:
 def convert_command(cfg: ConvertConfig) -> None:
     """python -m lyrics convert"""
     kind = cfg.to or formats.kind_for(cfg.output)
+    if cfg.output.exists() and cfg.output.samefile(cfg.input):
+        raise UserError(f"{cfg.output}: would overwrite its own lyrics")
     write_text(cfg.output, formats.write(named(formats.read(cfg.input), kind, cfg.input), kind))
 
 

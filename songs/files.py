@@ -76,7 +76,10 @@ def account_in(path: Path) -> dict | None:
     """The account that a file is; None for any other file, or none."""
     with contextlib.suppress(UserError):
         found = read_json(path) if path.suffix == ".json" else None
-        return found if isinstance(found, dict) and found.keys() >= {"settings", "request"} else None
+        parts = [found.get(key) for key in ("settings", "request")] if isinstance(found, dict) else [None]
+        if all(isinstance(part, dict) for part in parts) and isinstance(parts[1].get("sha256"), dict):
+            return found
+    return None
 
 
 def lyrics_in(path: Path, part: bool) -> tuple[Lyrics, list | None]:
@@ -193,7 +196,7 @@ def check_output(outputs: Outputs, inputs: list[Path], cfg: SampleConfig) -> Non
             if file.exists() and os.path.exists(used) and file.samefile(used):
                 raise UserError(f"{where}: would overwrite {used}; --overwrite true allows it")
         if os.path.lexists(file) and file not in outputs.owned() and not free:
-            raise UserError(f"{where}: would overwrite {file}, which is not of a song here; --overwrite true "
+            raise UserError(f"{where}: would overwrite {file}, which is not of this song; --overwrite true "
                             "allows it")
         if not os.access(file.parent, os.W_OK) or file.exists() and not os.access(file, os.W_OK):
             raise UserError(f"{where}: no permission to write")

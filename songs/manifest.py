@@ -187,7 +187,7 @@ def songs_in(place: Path, manifest: Path | None) -> Iterator[tuple[str, Path, Ca
         for account in sorted(path for folder in places for path in folder.glob("*.json")):
             if Path(account.stem).suffix.lower() not in READABLE:
                 continue
-            with contextlib.suppress(UserError, TypeError):  # a song with a corrupt account is listed
+            with contextlib.suppress(UserError, AttributeError):  # a song with a corrupt account is listed
                 if read_json(account).keys() & {"candidate_of", "unfinished"}:
                     continue
             yield Path(account.stem).stem, account.with_suffix(""), functools.partial(read_json, account)

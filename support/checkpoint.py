@@ -197,8 +197,9 @@ def preset_from_json(path: Path) -> Preset:
         sizes, codec = preset.model, preset.codec
         channels = {"sung": codec.fold * (codec.mels + codec.ratios + 1) + 5, "oobleck": codec.latent_dim}
         for fits, expected in (
-                (min(dataclasses.astuple(sizes)) >= 1 and sizes.dim % sizes.heads == sizes.dim % 16 == 0,
-                 "model: sizes of 1 or more; dim a multiple of heads and of 16"),
+                (min(dataclasses.astuple(sizes)) >= 1 and sizes.dim % (2 * sizes.heads)
+                 == sizes.dim % 16 == sizes.text_dim % 2 == 0,
+                 "model: sizes of 1 or more; dim a multiple of 2 * heads and of 16; text_dim even"),
                 (min(codec.sample_rate_hz, codec.hop, codec.fold) >= 1 and codec.hop % codec.fold == 0,
                  "codec: rate, hop and fold of 1 or more; hop a multiple of fold"),
                 (channels.get(codec.kind) == sizes.mel_dim,

@@ -32,6 +32,8 @@ from support.original import is_original, translate
 PARENT = os.getppid()          # as this process began: torchrun, if that started it
 # Settings that an account lacks whose song was sung before they existed.
 BEFORE = {"solver": "euler", "sway": 0.0}
+# Settings that let code run.
+CODE = ("trust_vae", "data.pipe", "scorer")
 NUMBERS = "numbers with commas between them"
 TYPE_NAMES = {int: "whole number", float: "number", str: "text", Path: "path", bool: "true or false",
               tuple[str, ...]: "text", tuple[int, ...]: NUMBERS, tuple[float, ...]: NUMBERS,
@@ -166,15 +168,28 @@ def read_config(source: str, settings: dict[str, Setting], recipes: Mapping[str,
         if '"kind": "mel"' in json.dumps(values["request"]):
             raise UserError(f"{path}: the embedded model that sang this, through Griffin-Lim, is gone; "
                             f"today's sings its words in another voice: --lyrics {path}")
+        if not isinstance(values["settings"], dict):
+            raise UserError(f"{path}: settings: expected an object")
         # Words, sounds and style are those in the account itself, wherever their files are now.
-        values = BEFORE | {name: value for name, value in values["settings"].items() if value is not None} | {
+        values = BEFORE | {name: value for name, value in values["settings"].items()
+                           if value is not None and name not in CODE} | {
             "lyrics": source, "style": [source], "style_text": None, "lexicon": None, "ignore_style": False}
-    values.pop("trust_vae", None)                            # files are data: only a flag lets code run
+    refuse_code(values, path)
     if is_original(values):
         published = recipes.get("dpo", recipes.get("pretrain"))
         base = {name: operator.attrgetter(name)(published) for name in settings} if published else {}
         return base | typed(translate(values, settings, path), settings, lambda name: f"{path}: {name}")
     return typed(values, settings, lambda name: f"{path}: {name}")
+
+
+def refuse_code(values: dict, path: Path) -> None:
+    """Raise UserError for a setting that lets code run: files are data, and only a flag may say so."""
+    for name, value in values.items():
+        inner = {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {}
+        for full, given in ({name: value} | inner).items():
+            names = re.findall(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(given)) if full == "scorer" else []
+            if names or full in CODE and full != "scorer" and given not in (False, None, "false"):
+                raise UserError(f"{path}: {full} {given}: lets code run; only a flag may: {flag_of(full)}")
 
 
 def typed(values: dict[str, object], settings: dict[str, Setting], place: Callable[[str], str]) -> dict:

@@ -124,7 +124,12 @@ def locked_beside(path: Path) -> tuple[int, Path]:
     """A new, empty, locked file beside `path`: its descriptor and its name, .NAME.xxxxxxxx.tmp."""
     while True:
         handle, name = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:                                      # a file system without locks
+            os.close(handle)
+            os.unlink(name)
+            raise
         if os.path.exists(name):                             # no `sweep` came before the lock
             return handle, Path(name)
         os.close(handle)

@@ -60,7 +60,7 @@ class Processes:
         """
         device = pick_device(name, self.local)
         if device.type == "cpu":
-            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]))
         return device
 
     def hold(self, folder: Path) -> None:

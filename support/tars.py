@@ -204,8 +204,10 @@ def opened(source: str) -> Iterator[BinaryIO]:
     if source == "-":
         yield sys.stdin.buffer
     elif source.startswith("pipe:"):
+        # The command is no process of torchrun's, as its settings would say.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
         with subprocess.Popen(source.removeprefix("pipe:"), shell=True, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE) as process:
+                              stdout=subprocess.PIPE, env=env) as process:
             try:
                 yield process.stdout
                 while process.stdout.read(1 << 20):          # a command whose pipe is closed early would fail

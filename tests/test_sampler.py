@@ -11,6 +11,7 @@ from golden import error
 from config import FAST, GUIDANCE_WEIGHTS, PRESETS, Guidance
 from model import flow_loss
 from sampler import PASSES, averaged, guided, integrate, sample, sample_windows, time_grid
+from sampler import with_points_at_jumps
 
 ALWAYS = Guidance("none", (), (0.0, 1.0))
 
@@ -122,6 +123,15 @@ def test_order_of_solvers(solver, least, most, jumps):
     assert least < error_of(solver, 64, jumps) / error_of(solver, 128, jumps) < most
 
 
+@pytest.mark.parametrize("steps", (3, 5, 9, 13))
+@pytest.mark.parametrize("low, high", [(0.85, 0.95), (0.4, 0.44), (0.7, 0.95), (0.05, 1.0), (0.0, 0.1)])
+def test_narrow_guidance_acts(steps, low, high):
+    """A point for its end that takes the place of the one for its beginning; points out of order."""
+    grid = with_points_at_jumps(time_grid(steps, -1.0), Guidance("dual", (1.0, 1.0), (low, high)))
+    assert (grid.diff() > 0).all() and len(grid) == steps and (grid[0], grid[-1]) == (0, 1)
+    assert any(low <= t <= high for t in grid[:-1])
+
+
 def test_fast_asks_the_network_twelve_times(model, golden):
     """One call a step, whatever the solver, and the passes of a guided step in one batch."""
     given, rows = golden("b_sample_inputs.safetensors"), []
@@ -220,5 +230,5 @@ def test_memory_holds_one_condition(model, long_song, monkeypatch):
 
 
 def test_names_of_guidance_modes():
-    """config.py, which knows no network, lists what model.py does."""
+    """config.py, which knows no network, lists what sampler.py does."""
     assert list(GUIDANCE_WEIGHTS) == list(PASSES)

@@ -385,9 +385,11 @@ def test_only_a_flag_lets_code_run(tmp_path):
         (tmp_path / name).write_text(json.dumps(values))
         args = ["--config", str(tmp_path / name)]
         for cls in (SampleConfig, TrainConfig, PrepareConfig):
-            if name == "a" or cls is SampleConfig:
-                assert not parse(cls, "", args).trust_vae
-                assert parse(cls, "", [*args, "--trust-vae"]).trust_vae
+            if name == "a":
+                with pytest.raises(UserError, match="trust_vae True: lets code run; only a flag may: --trust-vae"):
+                    parse(cls, "", args)
+            elif cls is SampleConfig:
+                assert not parse(cls, "", args).trust_vae and parse(cls, "", [*args, "--trust-vae"]).trust_vae
 
 
 def test_script_that_computes_something_else(model, tmp_path, capsys):

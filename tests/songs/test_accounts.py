@@ -104,7 +104,7 @@ def test_equal_songs_are_equal_files(sing):
 def test_foreign_files_stay(sing, tmp_path, name):
     """A file that no account there names; --overwrite replaces it."""
     (tmp_path / name).write_text("precious")
-    with pytest.raises(UserError, match=f"would overwrite .*{name}, which is not of a song here; --over"):
+    with pytest.raises(UserError, match=f"would overwrite .*{name}, which is not of this song; --over"):
         sing()
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "precious"
@@ -117,7 +117,7 @@ def test_songs_of_one_name(sing, tmp_path):
     """b.flac does not take the page of b.mp3, nor a page that appeared beside a song without one."""
     sing(out="b.mp3")
     page = (tmp_path / "b.html").read_bytes()
-    with pytest.raises(UserError, match="would overwrite .*b.html, which is not of a song here"):
+    with pytest.raises(UserError, match="would overwrite .*b.html, which is not of this song"):
         sing(out="b.flac")
     assert (tmp_path / "b.html").read_bytes() == page
     sing("--page", "false", out="b.flac")

@@ -346,6 +346,16 @@ def test_mistakes_in_groups(content, text, file):
         "--config smal: did you mean small? expected small, or a JSON or YAML file"
 
 
+@pytest.mark.parametrize("content, name", [
+    ({"trust_vae": True}, "trust_vae"), ({"scorer": "evil:run"}, "scorer"), ({"scorer": "a.b:c:2"}, "scorer"),
+    ({"data": {"pipe": True}}, "data.pipe"), ({"data.pipe": "true"}, "data.pipe")])
+def test_files_do_not_let_code_run(tmp_path, content, name):
+    """A settings file from a stranger that imports a module or starts a command."""
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"x.json: {name} .*: lets code run; only a flag may: --"):
+        parse(TrainConfig if "data" in name else SampleConfig, "", ["--config", str(tmp_path / "x.json")])
+
+
 def test_an_account_of_a_model_that_is_gone(tmp_path):
     """Another song, in another voice, where the same one was asked for."""
     path = tmp_path / "old.wav.json"
