@@ -29,7 +29,7 @@ SOUND_FORMATS = ("wav", "flac", "ogg", "mp3")
 
 # Exceptions that reading a corrupt or foreign file can raise.
 READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
-               AssertionError, struct.error, pickle.UnpicklingError)
+               AssertionError, OverflowError, struct.error, pickle.UnpicklingError)
 # Exceptions that end one song, not the run; a device without memory left raises RuntimeError.
 SONG_ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError)
 
@@ -204,7 +204,7 @@ class SingSettings(Settings):
     device: str = "auto"                        # auto (CUDA, then MPS, then CPU), or a torch device
     dtype: str = one_of("auto", ("auto", *DTYPES))           # of the network: float32, as published, bfloat16
                                                 #   or float16; auto: bfloat16 where the device computes in it
-    threads: int | None = within(None, 1)       # of the CPU; default: all, but of a manifest's songs
+    threads: int | None = within(None, 1, 1024) # of the CPU; default: all, but of a manifest's songs
                                                 #   OMP_NUM_THREADS, or 1
     compile: bool = False                       # torch.compile the network's blocks: a minute at the start,
                                                 #   faster steps for songs of any length

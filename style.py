@@ -191,7 +191,9 @@ def negative_vector(name: str, width: int, vocal: Callable[[], Path]) -> Tensor:
     if path.suffix.lower() not in READERS or not os.path.isfile(path):
         raise UserError(f"{place}: no such file; expected zeros, vocal or a saved vector "
                         f"({', '.join(READERS)})")
-    rounded = read_vector(path, width, place).half().float()
+    with reading(place, "not the account of a song with a negative style of its own"):
+        source = torch.tensor(read_json(path)["negative"]) if path.suffix.lower() == ".json" else path
+    rounded = read_vector(source, width, place).half().float()
     if not rounded.isfinite().all():
         raise UserError(f"{place}: expected numbers of 65504 at most")
     return rounded[None]                                     # (E,) -> (1, E)

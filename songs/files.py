@@ -6,6 +6,7 @@ beside a song, from which it can be made again), `check_output` (what may not be
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -88,9 +89,13 @@ def lyrics_in(path: Path, part: bool) -> tuple[Lyrics, list | None]:
     The account of a part has the words of the part and, where a part is asked for, those of the whole song.
     """
     account = account_in(path) or {}
+    again = account.get("repeats")
+    rows = again if isinstance(again, list) else [again] if again else []
+    if any(not isinstance(row, list) or [type(x) for x in row] != [int] * 3 or min(row) < 0 for row in rows):
+        raise UserError(f"{path}: repeats: expected rows of three whole numbers of 0 or more")
     if part and "whole" in account:
-        return formats.parse(json.dumps(account["whole"]), "jam", str(path)), account.get("repeats")
-    return formats.read(path), None if "whole" in account else account.get("repeats")
+        return formats.parse(json.dumps(account["whole"]), "jam", str(path)), again
+    return formats.read(path), None if "whole" in account else again
 
 
 def used(config: dict) -> dict:
@@ -132,12 +137,13 @@ def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig) -
                                  negative_style="")
     preset = used(dataclasses.asdict(preset) | {"codec": used(dataclasses.asdict(preset.codec))})
     part = {} if (cfg.from_, cfg.to) == (None, None) else {"part": [cfg.from_, cfg.to]}
+    account = remade(song)
+    own = account and cfg.negative_style == str(song.lyrics)
     request = {"seed": song.seed + variant, "duration": song.duration_s, **part,
                "style": [[content(name), weight] for name, weight in styles], "style_text": song.texts,
-               "negative_style": content(cfg.negative_style),
+               "negative_style": account["request"]["negative_style"] if own else content(cfg.negative_style),
                **{name: getattr(cfg, name) for name in settings}, "preset": preset,
                "sha256": {part: sha256(path) for part, path in parts.items() if path}}
-    account = remade(song)
     return account["request"] if account and alike(account, request) else request
 
 
@@ -151,7 +157,14 @@ def alike(account: dict, request: dict) -> bool:
     before, request = account["request"], json.loads(json.dumps(request))
     rest = request.keys() - {"style", "style_text", "ignore_style", "sha256", "duration"}
     return (all(before.get(key) == request[key] for key in rest) and not changed(before, request)
-            and account["settings"].get("duration") == request["duration"])
+            and account["settings"].get("duration") == request["duration"]
+            and account.get("digest") == digest(account))
+
+
+def digest(account: dict) -> str:
+    """A checksum of what an account sings: if it was edited, it is another song's."""
+    sung = [account.get(key) for key in ("word", "segment", "whole", "repeats", "style", "negative")]
+    return hashlib.sha256(json.dumps(sung).encode()).hexdigest()
 
 
 def changed(before: dict, request: dict) -> list[str]:
@@ -222,15 +235,20 @@ def account_of(prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mor
         cfg, lyrics=song.lyrics, style=song.styles or None, style_text=song.texts or None,
         duration=song.duration_s, seed=request["seed"], out=outputs.song, batch_infer_num=1, best_of=1,
         manifest=None, out_dir=None, format=None, use_prompt_style=False, overwrite=False, force=False)
-    files = {path.name for path in (*outputs.files(cfg.page), *outputs.owned())}
+    files = {*(path.name for path in outputs.files(cfg.page)), *(outputs.recorded("files") or [])}
+    if not cfg.page:                             # what is there shows the words of before: `write` removes it
+        files -= {outputs.page.name, outputs.picture.name}
     more |= {"whole": content_of(prompt.whole, prompt.title)} if prompt.whole is not prompt.lyrics else {}
     more |= {"others": formats.write(prompt.others, "lrc")} if prompt.others.words else {}
-    return json.dumps(content_of(prompt.lyrics, prompt.title) | {
+    if os.path.isfile(cfg.negative_style):
+        more["negative"] = prompt.negative[0].tolist()
+    account = content_of(prompt.lyrics, prompt.title) | {
         "id": song.id, "request": request, "settings": dataclasses.asdict(settings),
         "repeats": prompt.repeats, "files": sorted(files),
         "style": prompt.windows[0][1]["style"][0].tolist(),
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, **more,
-    }, default=str, ensure_ascii=False, indent=1)
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, **more}
+    account["digest"] = digest(json.loads(json.dumps(account, default=str)))
+    return json.dumps(account, default=str, ensure_ascii=False, indent=1)
 
 
 def content_of(lyrics: Lyrics, title: str) -> dict:
@@ -241,15 +259,21 @@ def content_of(lyrics: Lyrics, title: str) -> dict:
 
 
 def write(take, prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **more: object) -> None:
-    """Write a song's files, all or none. Args: take and prompt as in sample.py; more, for the account."""
+    """Write a song's files, each whole; the account, which comes last, says if all are there.
+
+    Args: take and prompt as in sample.py; more, for the account.
+    """
     rate_hz = request["preset"]["codec"]["sample_rate_hz"]
     plan = formats.write(prompt.plan, "lrc") if prompt.plan else None
+    before = outputs.recorded("plan")            # stays beside a song that has none
+    stale = set() if cfg.page else {outputs.page, outputs.picture} & outputs.owned()
     seconds = {name: round(value, 2) for name, value in take.seconds.items()}
     with contextlib.ExitStack() as stack:                    # the account appears last, after the others
         def at(path: Path) -> Path:
             return stack.enter_context(replacing(path))
 
-        account = account_of(prompt, request, cfg, outputs, plan=plan, seconds=seconds, **more)
+        account = account_of(prompt, request, cfg, outputs, plan=plan or before, seconds=seconds,
+                             **more)
         at(outputs.account).write_text(account, encoding="utf-8", errors="backslashreplace")
         if outputs.latents:
             latents = io.BytesIO()                           # torch has no clear words for a full disk
@@ -258,8 +282,9 @@ def write(take, prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mo
             write_wave(at(outputs.original), take.wave, rate_hz, outputs.original)
         path, wave = at(outputs.song), take.wave[:, :round(prompt.duration_s * rate_hz)]
         write_wave(path, wave, rate_hz, outputs.song)
-        tag(path, prompt.lyrics, prompt.title, seed=request["seed"], model=Path(cfg.model).name,
-            name=outputs.song)
+        settings = (remade(prompt.song) or {}).get("settings", {})   # of the song that is sung again
+        tag(path, prompt.lyrics, prompt.title, seed=request["seed"], name=outputs.song,
+            model=Path(settings.get("model", cfg.model)).name)
         if cfg.page:
             text = page(prompt.lyrics, path, prompt.title, wave, rate_hz, outputs.song)
             at(outputs.page).write_text(text, encoding="ascii")
@@ -268,3 +293,5 @@ def write(take, prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mo
             at(outputs.plan).write_text(plan, encoding="utf-8")
         # From here on the old files are replaced. If that is cut short, the account says whose they are.
         write_text(outputs.account, json.dumps(json.loads(account) | {"unfinished": True}))
+        for path in stale:
+            path.unlink(missing_ok=True)

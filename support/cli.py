@@ -32,6 +32,8 @@ from support.original import is_original, translate
 PARENT = os.getppid()          # as this process began: torchrun, if that started it
 # Settings that an account lacks whose song was sung before they existed.
 BEFORE = {"solver": "euler", "sway": 0.0}
+# Settings that an account may not say anything about.
+NOT_OF_A_SONG = ("overwrite", "force", "best_of", "batch_infer_num", "manifest", "out_dir", "format")
 # Settings that let code run.
 CODE = ("trust_vae", "data.pipe", "scorer")
 NUMBERS = "numbers with commas between them"
@@ -168,12 +170,14 @@ def read_config(source: str, settings: dict[str, Setting], recipes: Mapping[str,
         if '"kind": "mel"' in json.dumps(values["request"]):
             raise UserError(f"{path}: the embedded model that sang this, through Griffin-Lim, is gone; "
                             f"today's sings its words in another voice: --lyrics {path}")
-        if not isinstance(values["settings"], dict):
-            raise UserError(f"{path}: settings: expected an object")
+        if not isinstance(values["settings"], dict) or path.suffix != ".json":
+            raise UserError(f"{path}: expected a song's account, NAME.json, with its settings")
+        account = values
         # Words, sounds and style are those in the account itself, wherever their files are now.
         values = BEFORE | {name: value for name, value in values["settings"].items()
-                           if value is not None and name not in CODE} | {
+                           if value is not None and name not in (*CODE, *NOT_OF_A_SONG)} | {
             "lyrics": source, "style": [source], "style_text": None, "lexicon": None, "ignore_style": False}
+        values |= {"negative_style": source} if "negative" in account else {}
     refuse_code(values, path)
     if is_original(values):
         published = recipes.get("dpo", recipes.get("pretrain"))

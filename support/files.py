@@ -138,8 +138,10 @@ def locked_beside(path: Path) -> tuple[int, Path]:
 def sweep(temporary: Iterable[Path]) -> None:
     """Remove temporary files whose processes have ended."""
     for left in temporary:
-        with contextlib.suppress(OSError), left.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):
+            if left.is_file() and not left.is_symlink():
+                with left.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
 
 

@@ -92,6 +92,48 @@ def test_another_model_is_named(sing, tiny_folder, tmp_path):
     assert again(sing, f"{song}.json", "--force", "true").read_bytes() != song.read_bytes()
 
 
+def test_a_negative_style_of_its_own(sing, tmp_path):
+    """A vector in a file that is gone, or has changed."""
+    np.save(tmp_path / "n.npy", np.random.default_rng(0).standard_normal(16).astype(np.float32))
+    song = sing("--negative-style", tmp_path / "n.npy", "--page", "false")
+    assert song.read_bytes() != sing("--page", "false", out="zeros.wav").read_bytes()
+    (tmp_path / "n.npy").unlink()
+    made = again(sing, f"{song}.json")
+    assert made.read_bytes() == song.read_bytes()
+    assert again(sing, f"{made}.json", out="third.wav").read_bytes() == song.read_bytes()
+    abouts = [json.loads((tmp_path / f"{name}.wav.json").read_text())["request"]
+              for name in ("song", "again", "third")]
+    assert abouts[0] == abouts[1] == abouts[2]
+
+
+def test_an_account_that_was_edited(sing, tmp_path):
+    """It is another song's: a manifest must not take that for its own. Nor may it overwrite."""
+    song = sing("--page", "false")
+    about = json.loads((tmp_path / "song.wav.json").read_text())
+    about["word"][1]["word"] = "sun"
+    about["word"][1]["phoneme"] = "sʌn"
+    about["settings"] |= {"overwrite": True, "best_of": 3, "scorer": "os:system"}
+    (tmp_path / "e.json").write_text(json.dumps(about))
+    made = again(sing, tmp_path / "e.json")
+    request = json.loads((tmp_path / "again.wav.json").read_text())["request"]
+    assert made.read_bytes() != song.read_bytes() and request != about["request"]
+    (tmp_path / "foreign.wav").write_text("precious")
+    with pytest.raises(UserError, match="would overwrite"):
+        again(sing, tmp_path / "e.json", out="foreign.wav")
+
+
+@pytest.mark.parametrize("change", [{"settings": []}, {"request": {}}, {"request": []}, {"repeats": "abc"},
+                                    {"repeats": [[1, 2]]}, {"repeats": [[1.5, 0, 3]]}, {"style": None}])
+def test_odd_accounts(sing, tmp_path, change):
+    """One line, not a traceback."""
+    about = json.loads((sing("--page", "false").parent / "song.wav.json").read_text())
+    (tmp_path / "odd.json").write_text(json.dumps(about | change))
+    if change == {"request": {}} or change == {"request": []}:
+        return again(sing, tmp_path / "odd.json")            # nothing to compare with, and all to sing
+    with pytest.raises(UserError):
+        again(sing, tmp_path / "odd.json")
+
+
 def test_equal_songs_are_equal_files(sing):
     """Also an OGG, whose encoder draws a number for the stream."""
     a, b = (sing("--page", "false", "--seed", 7, out=f"{name}.ogg").read_bytes() for name in "ab")
@@ -126,7 +168,8 @@ def test_songs_of_one_name(sing, tmp_path):
     sing("--page", "false", "--seed", "2", out="c.wav")
     with pytest.raises(UserError, match="c.html"):
         sing(out="c.wav")
-    sing("--page", "false", "--seed", "3", out="b.mp3")      # its page is left, and still its own
+    sing("--page", "false", "--seed", "3", out="b.mp3")      # its page would show another song
+    assert not (tmp_path / "b.html").exists() and not (tmp_path / "b.png").exists()
     sing(out="b.mp3")
 
 
