@@ -408,7 +408,7 @@ def in_child(call) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [12, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_anywhere(tmp_path, stride):
     """A kill leaves a broken tar, or one with the account of another; resumed, the songs differ."""
     folder, undisturbed = tmp_path / "songs", tmp_path / "undisturbed"
