@@ -36,6 +36,7 @@ from support.files import write_json
 
 SUNG_S = 0.06                  # sung again around words that change: sounds lean on their neighbours
 FADE_S = 0.04                  # beyond it, old sound fades into new; the latents are the same there
+FOR_GOOD, MOVED = 2.0, 0.5     # flow times until which frames are kept: all but spans; words that moved
 CONTEXT_S = 5.0                # of kept song that the network sees on either side
 LOSSLESS = (".wav", ".flac")
 OWN = ("chain", "versions", "seconds", "files", "plan")      # entries that a chain of accounts needs not
@@ -77,7 +78,7 @@ class Edit(NamedTuple):
     frames: int                  # of the song
     spans: list[tuple[int, int]]
     stretches: list[Stretch]
-    moved: list[tuple[int, int, int]]            # words that take their tune with them: to, from, frames
+    moved: list[tuple[int, int, int, int]]       # words at other times: first frame and end, before and now
     variation: float             # 0: the tune of before; 1: that of the seed
     styled: bool                 # whether the spans have a style of their own
     words: list[str]             # what changed, for people
@@ -144,11 +145,11 @@ def remade(chain: list[dict], cfg: SampleConfig, folder: Path,
 
 # What is sung again
 
-def changes(old: Lyrics, new: Lyrics) -> tuple[list[tuple[float, float]], list[tuple], list[str]]:
+def changes(old: Lyrics, new: Lyrics) -> tuple[list[tuple], list[tuple], list[str]]:
     """How the words of two songs differ: in times, by more than SAME_S, or in sounds.
 
-    Returns: spans in seconds, not in order; words that only moved, as (start before, start now, seconds that
-        they last at least); a line about each change.
+    Returns: spans in seconds, not in order; words whose times alone differ, as (start, end) before and now; a
+        line about each change.
     """
     def alike(a: Word, b: Word) -> bool:
         def sounds(word: Word) -> list:
@@ -178,10 +179,8 @@ def changes(old: Lyrics, new: Lyrics) -> tuple[list[tuple[float, float]], list[t
                          "insert": 'with "{1}"'}[kind].format(*names))
             continue
         for was, now in zip(rest[a:b], fresh[c:d]):
-            seconds = [word.end - word.start for word in (was, now)]
-            if abs(was.start - now.start) > SAME_S:
-                moved.append((was.start, now.start, min(seconds)))
-            more = seconds[1] - seconds[0]
+            moved.append((was.start, was.end, now.start, now.end))
+            more = now.end - now.start - (was.end - was.start)
             told.append(f'"{now.word}" {now.start - was.start:+.2f} s'
                         + f", {more:+.2f} s long" * (abs(more) > SAME_S))
     return spans, moved, told
@@ -276,14 +275,14 @@ def edited(prompt, before: Before, cfg: SampleConfig, preset: Preset, table: Sym
     seed = before.account["request"]["seed"]
     if cfg.variation is not None and cfg.seed == seed:
         raise UserError(f"--variation {cfg.variation}: leads to the tune of another --seed than {seed}")
-    moved = [(round((to - SUNG_S) * frame_hz), round((source - SUNG_S) * frame_hz),
-              round((seconds + 2 * SUNG_S) * frame_hz)) for source, to, seconds in moved]
+    moved = [(round(was * frame_hz) - lead, round(was_end * frame_hz) - lead, round(now * frame_hz),
+              round(now_end * frame_hz)) for was, was_end, now, now_end in moved if cfg.seed == seed]
     styles = [prompt.style if styled else style_at(chain, (a + b) // 2 - lead) for a, b in spans]
     rows = [(w.start, w.end, w.phoneme, [*map(dataclasses.astuple, w.phones)]) for w in prompt.lyrics.words]
     stretches = [part._replace(windows=windows(rows, part.style, frames, (part.first, part.end), preset,
                                                table))
                  for part in stretches_of(spans, styles, frames, preset)]
-    edit = Edit(before, lead, frames, spans, stretches, [row for row in moved if min(row) >= 0],
+    edit = Edit(before, lead, frames, spans, stretches, moved,
                 1.0 if cfg.variation is None else cfg.variation, styled, words)
     return dataclasses.replace(prompt, edit=edit, repeats=chain[0]["repeats"],
                                style=prompt.style if styled else torch.tensor(chain[0]["style"]))
@@ -342,10 +341,6 @@ def noise_after(chain: Sequence[dict], edit: Edit, seed: int, frames: int, prese
         if change["lead"]:
             fresh = noise_of(before ^ LEAD_SEED ^ number, change["lead"], sizes)
             noise = torch.cat([fresh, noise], 1)[:, :frames]
-        old = noise.clone()
-        for to, source, length in change["moved"]:
-            length = min(length, frames - to, frames - source)
-            noise[:, to:to + length] = old[:, source:source + length]
         if seed != before:                                   # independent: the sphere's arc between the two
             other, angle = noise_of(seed, frames, sizes), math.pi / 2 * change["variation"]
             for a, b in change["frames"]:
@@ -356,8 +351,8 @@ def noise_after(chain: Sequence[dict], edit: Edit, seed: int, frames: int, prese
 
 def noted(edit: Edit) -> dict:
     """An edit as its account has it."""
-    return {"lead": edit.lead, "frames": edit.spans, "moved": edit.moved, "variation": edit.variation,
-            "styled": edit.styled, "words": edit.words}
+    return {"lead": edit.lead, "frames": edit.spans, "variation": edit.variation, "styled": edit.styled,
+            "words": edit.words}
 
 
 @torch.no_grad()
@@ -393,18 +388,25 @@ def sing_stretch(model, prompt, stretch: Stretch, known: int, latents: Tensor, n
     device, end = model.device, stretch.first + stretch.computed
     here, last = slice(stretch.first, end), prompt.edit.frames
     kept = torch.arange(stretch.first, end) < (known if stretch.end == last else stretch.end)
+    until = torch.where(kept, FOR_GOOD, 0.0)
     # What follows the song's end, the network's padding, is sung with it.
     spans = [slice(a, end if b == last else b) for a, b in stretch.spans]
     for span in spans:
-        kept[span.start - stretch.first:span.stop - stretch.first] = False
+        until[span.start - stretch.first:span.stop - stretch.first] = 0
     old = latents.new_zeros(1, stretch.computed, latents.shape[2])
     old[:, :latents.shape[1] - stretch.first] = latents[:, here]
+    # Words at other times begin as they were, drawn out or shortened, and so keep their tune.
+    for was, was_end, now, now_end in prompt.edit.moved:
+        if any(a <= now and now_end <= b for a, b in stretch.spans) and was < was_end:
+            rows = was + torch.arange(now_end - now) * (was_end - was) // max(1, now_end - now)
+            old[0, now - stretch.first:now_end - stretch.first] = prompt.edit.before.latents[rows]
+            until[now - stretch.first:now_end - stretch.first] = MOVED
     found = [(start, {k: v.to(device) for k, v in batch.items()}) for start, batch in stretch.windows]
     sung = sample_windows(
         model.network, found, noise[:, here].to(device), time_grid(cfg.steps, cfg.sway),
         Guidance(cfg.guidance, cfg.guidance_weights or (), cfg.guidance_range), prompt.negative.to(device),
         cfg.solver, lambda steps: bar(steps, desc="sampling", unit="step"),
-        (old.to(device), kept[:, None].to(device))).cpu()
+        (old.to(device), until[:, None].to(device))).cpu()
     for span in spans:
         new = sung[:, span.start - stretch.first:span.stop - stretch.first]
         latents[:, span] = new[:, :latents.shape[1] - span.start]

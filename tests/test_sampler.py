@@ -223,11 +223,14 @@ def test_kept_frames(model, golden, solver):
     settings = (given["y0"], time_grid(9, -1.0), Guidance("dual", (2.0, 2.0), (0.0, 1.0)),
                 given["negative_style"], solver)
     free = sample_windows(model, [(0, batch)], *settings)
-    kept = torch.ones(free.shape[1], 1, dtype=torch.bool)
-    kept[20:30] = False
-    found = [sample_windows(model, [(0, batch)], *settings, keep=(old, kept)) for old in (free, free + 1)]
+    until = torch.full((free.shape[1], 1), 2.0)
+    until[20:30] = 0
+    found = [sample_windows(model, [(0, batch)], *settings, keep=(old, until)) for old in (free, free + 1)]
     for old, out in zip((free, free + 1), found, strict=True):
-        assert error(out[:, kept[:, 0]], old[:, kept[:, 0]]) < 1e-5
+        assert error(out[:, :20], old[:, :20]) < 1e-5 and error(out[:, 30:], old[:, 30:]) < 1e-5
+    until[20:30] = 0.5                                       # led half of the way
+    half = sample_windows(model, [(0, batch)], *settings, keep=(free + 1, until))
+    assert 0 < error(half[:, 20:30], free[:, 20:30] + 1) < error(found[1][:, 20:30], free[:, 20:30] + 1)
     apart = [(out[:, 20:30] - free[:, 20:30]).abs().mean() for out in found]
     assert 0 < apart[0] < apart[1]
 
