@@ -85,12 +85,14 @@ def peaks(wave: Tensor, rate_hz: int) -> list[int]:
 
 
 def fill(template: str, data: object, **values: str) -> str:
-    """Fill in the @names@ of a template beside this file: @data@ as JSON for its script, the others, which
-    must be HTML, as given.
+    """Fill in the @names@ of a template beside this file: @data@ as JSON for its script, @timeline@ as the
+    code of timeline.js, the others, which must be HTML, as given.
 
     Its Content-Security-Policy names the template's own script and style by their hashes; no other runs.
     """
-    text = Path(__file__).with_name(template).read_text(encoding="ascii")
+    folder = Path(__file__).parent
+    shared = re.sub("^export ", "", (folder / "timeline.js").read_text(encoding="ascii"), flags=re.MULTILINE)
+    text = (folder / template).read_text(encoding="ascii").replace("@timeline@", shared)
     for tag in ("script", "style"):
         code = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[1]
         values[tag] = f"sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}"
