@@ -77,10 +77,10 @@ def page(lyrics: Lyrics, audio: Path, title: str, wave: Tensor, rate_hz: int,
     return fill("page.html", song, title=title, artist=artist, audio=source, media=media)
 
 
-def peaks(wave: Tensor, rate_hz: int) -> list[int]:
-    """The largest value of any channel of wave (W, N) in each 1/40 s, as percents of full scale."""
+def peaks(wave: Tensor, rate_hz: int, per_s: int = PEAKS_PER_S) -> list[int]:
+    """The largest value of any channel of wave (W, N) in each 1/per_s s, as percents of full scale."""
     level = wave.abs().amax(0).numpy()                                                        # (N,)
-    first = np.arange(math.ceil(len(level) * PEAKS_PER_S / rate_hz)) * rate_hz // PEAKS_PER_S
+    first = np.arange(math.ceil(len(level) * per_s / rate_hz)) * rate_hz // per_s
     return np.rint(100 * np.maximum.reduceat(level, first).clip(0, 1)).astype(int).tolist()
 
 
