@@ -59,13 +59,18 @@ class Browser:
         return json.loads(message)
 
     def tab(self):
-        """Open another tab, which all that follows is about; its session, to come back to: `session`."""
+        """Open another tab, which all that follows is about; its session; `front` comes back to it."""
         self.session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
         return self.session
+
+    def front(self, session):
+        """Come back to a tab."""
+        self.session = session
+        self.call("Page.bringToFront")
 
     def open(self, url, width=1000, height=800, dark=False, phone=False, ready=SOUND_IS_THERE):
         """Load a page and wait until an expression is true in it: that its sound is there."""
@@ -85,8 +90,8 @@ class Browser:
             {"name": "prefers-reduced-motion", "value": "reduce"}])
 
     def value(self, script):
-        """The value of an expression in the page."""
-        done = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        """The value of an expression in the page, or what its promise becomes."""
+        done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 

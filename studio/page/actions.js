@@ -93,9 +93,11 @@ export function actionsOf(studio) {
       if (studio.song.request) sing(studio.song.request);
     },
     again() {
-      const value = byId("variation").valueAsNumber, span = selection(), whole = [0, view.duration];
-      const take = span || value < 1 ? store.doc.take : null;
-      sing({take, span: take && (span ?? whole), seed: random(), variation: value < 1 ? value : null});
+      const value = byId("variation").valueAsNumber, current = store.take();
+      const again = current && current.kind !== "recording" && (selection() || value < 1);
+      if (!again) return sing({take: null, seed: random()});
+      const span = (selection() ?? [0, Infinity]).map(time => Math.min(time, current.duration));
+      sing({take: current.id, span, seed: random(), variation: value < 1 ? value : null});
     },
     cancel: () => studio.panels.cancel(store.job),
 

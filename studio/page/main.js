@@ -17,6 +17,7 @@ import {changes, flat} from "./words.js";
 
 const PLAY = "M7 4v16l13-8z", PAUSE = "M6 4h4v16H6zM14 4h4v16h-4z";
 const byId = id => document.getElementById(id);
+const NEWS_MS = 12_000;            // how long good news stays
 const OWN = "studio jobs";         // of this tab: their takes are played when they are done, after a reload, too
 
 class Studio {
@@ -43,6 +44,8 @@ class Studio {
     const news = byId("news");
     news.textContent = text || this.lost;
     news.className = kind;
+    clearTimeout(this.saying);
+    if (text && !kind) this.saying = setTimeout(() => this.say(""), NEWS_MS);
   }
 
   // Tell what the server refused; anything else is a fault of this page, for the console.
@@ -144,13 +147,11 @@ class Studio {
     const {store} = this;
     if (event.type !== "job") return store.refresh().catch(this.fail);
     const {job} = event, over = ["done", "failed", "cancelled"].includes(job.state);
-    if (!over && (!store.job || store.job.id !== job.id) && job.state === "queued") return store.refresh().catch(this.fail);
-    Object.assign(store, {job});
+    if (store.job?.id === job.id) store.job = job;
+    if (over || store.job?.id !== job.id) await store.refresh().catch(this.fail);        // the queue has changed
     this.render();
-    if (!over) return;
     if (job.state === "failed") this.say(job.error, "error");
     if (job.state === "cancelled") this.say("Cancelled.");
-    await store.refresh().catch(this.fail);
     if (job.state === "done" && this.jobs.includes(job.id)) this.present(store.take(job.take));
   }
 
@@ -172,10 +173,12 @@ class Studio {
   async take(file) {
     this.say(`Reading ${file.name} \u2026`);
     try {
+      if (!await this.lyrics.flush()) return;
       await this.store.save();
-      await call("POST", `/api/import?name=${encodeURIComponent(file.name)}`, file);
+      const {document: found, take} = await call("POST", `/api/import?name=${encodeURIComponent(file.name)}`, file);
       await this.store.refresh();
-      this.say(`${file.name} is here.`);
+      this.store.edit(doc => ({...found, take: take ?? doc.take}));
+      this.say(`${file.name} is here. Undo brings back what was here before.`);
     } catch (failure) {
       this.fail(failure);
     }
