@@ -1,35 +1,41 @@
 """Songs are sung one after another by one thread; progress is told, and a song can be cancelled.
 
-Read `Jobs` (the queue and its thread), then `Singer.sing` (what one job does, step by step).
+Read `Jobs` (the queue and its thread), then `Singer`: `steps` (a song is sung by one singer, and what others
+sing is then sung again by them), `sing`.
 """
 
 import dataclasses
 import functools
+import itertools
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from config import SampleConfig, UserError
 from lyrics import formats
+from lyrics.plan import TAIL_S
 from sample import Model, Prompts, resolve, validate
 from songs.files import check_outputs, outputs_of, request_of, write
 from songs.manifest import Song
-from songs.page import peaks  # noqa: F401
-from studio.document import lyrics_of
+from studio.document import is_seed, is_span, is_take, lyrics_of, number, or_null
 from studio.project import Project
 from support.audio import length_s
-from support.files import describe, write_text
-from support.hub import ModelFiles
+from support.cli import flag_of, parse
+from support.files import describe, make_folder, read_json, write_text
 from support.processes import pick_device
 
-MOST_QUEUED = 8
+MOST_QUEUED, MOST_BEST_OF = 8, 16
+# What a page may ask for beside the document: the take of before and seconds of it, and how it is sung.
+ASKED = {"take": or_null(is_take), "span": or_null(is_span), "seed": or_null(is_seed),
+         "variation": or_null(number(0, 1)),
+         "best_of": or_null(lambda value: type(value) is int and 1 <= value <= MOST_BEST_OF)}
 
 
 class Cancelled(Exception):
-    """Somebody no longer wants the song that is being sung."""
+    """Nobody wants the song any more that is being sung."""
 
 
 class Full(Exception):
@@ -39,16 +45,16 @@ class Full(Exception):
 @dataclasses.dataclass
 class Job:
     """A song that is to be sung, is being sung, or was."""
-    id: str
-    document: dict                   # as it was when it was asked for
-    asked: dict                      # how: take, span, seed, variation, best_of
+    document: dict                   # as it was when the song was asked for
+    asked: dict                      # values of ASKED
+    id: str = ""
     state: str = "queued"            # then singing; then done, failed or cancelled
     stage: str = ""                  # sampling, decoding
-    done: int = 0                    # of its steps
-    of: int = 0
+    done: int = 0                    # steps of the stage...
+    of: int = 0                      # ...of so many
     error: str = ""                  # one line
     take: str | None = None          # that it has become
-    unwanted: bool = False
+    unwanted: bool = False           # cancelled, but still being sung
 
     def shown(self) -> dict:
         """What pages are told."""
@@ -70,17 +76,16 @@ class Jobs:
         self.thread = threading.Thread(target=self.run, name="singer")
         self.thread.start()
 
-    def add(self, document: dict, asked: dict) -> Job:
+    def add(self, job: Job) -> None:
         """Queue a song. Raises: Full."""
         with self.changed:
             if len(self.waiting) >= MOST_QUEUED:
                 raise Full
             self.count += 1
-            job = Job(str(self.count), document, asked)
+            job.id = str(self.count)
             self.waiting.append(job)
+            self.show(job)
             self.changed.notify()
-        self.show(job)
-        return job
 
     def cancel(self, name: str) -> None:
         """Cancel a job: at once if it waits, else before its next step. Raises: KeyError if there is none."""
@@ -142,38 +147,152 @@ class Jobs:
                 self.tell({"type": "state"})
             self.show(job)
 
-    def bar(self, job: Job, items, desc: str, unit: str) -> Iterator:
+    def bar(self, job: Job, items: Iterable, desc: str, unit: str) -> Iterator:
         """Report each step of a job. Raises: Cancelled, between two steps."""
         items = list(items)
-        for i, item in enumerate([*items, None]):
-            job.stage, job.done, job.of = desc, i, len(items)
+        for job.done in range(len(items) + 1):
             if job.unwanted:
                 raise Cancelled
+            job.stage, job.of = desc, len(items)
             self.show(job)
-            if i < len(items):
-                yield item
+            yield from items[job.done:job.done + 1]
 
 
 class Singer:
-    """Sings jobs into takes of a project. Args: cfg, the settings that all songs share."""
+    """Sings jobs into takes of a project. Args: settings that all songs share, by name."""
 
-    def __init__(self, project: Project, cfg: SampleConfig, files: ModelFiles):
-        self.project, self.cfg, self.files = project, cfg, files
+    def __init__(self, project: Project, settings: dict):
+        self.project, self.settings = project, settings
         self.model = functools.lru_cache(maxsize=1)(Model)
 
+    def steps(self, job: Job) -> list[dict]:
+        """The settings of each step of a job: what is sung by the song's singer, then by each of the others.
+
+        Raises: UserError for a take that cannot be sung again, or if there is nothing to sing.
+        """
+        document, asked = job.document, job.asked
+        wanted = [line["style"] or document["style"] for line in document["lines"]]
+        if asked["take"] is None:
+            if asked["span"] or asked["variation"] is not None:
+                raise UserError("a span and a variation are of a take; say of which")
+            steps, again = [{"style": (document["style"],)}], [name != document["style"] for name in wanted]
+        else:
+            steps, again = self.changes(job, wanted)
+        for name in dict.fromkeys(itertools.compress(wanted, again)):
+            lines = [i for i, (own, new) in enumerate(zip(wanted, again), 1) if new and own == name]
+            steps.append({"style": (name,), "line": tuple(lines)})
+        if not steps:
+            raise UserError(f"nothing differs from take {asked['take']}; mark what is to be sung again")
+        return steps
+
+    def changes(self, job: Job, wanted: list[str]) -> tuple[list[dict], list[bool]]:
+        """The step that sings changed words of a take, if there are any; which lines other singers sing then.
+
+        Args: wanted, the singer of each line.
+        """
+        document, before = job.document, self.project.takes.get(job.asked["take"])
+        if before is None or before["kind"] == "recording":
+            raise UserError(f"take {job.asked['take']}: expected one that was sung here")
+        span = job.asked["span"]
+        if span and span[1] > before["duration"]:
+            raise UserError(f"span {span}: expected seconds up to {before['duration']:.2f}, the take's end")
+        changed = [word[1:3] for word in differing(document["lines"], before["lines"])]
+        changed += [word[1:3] for word in differing(before["lines"], document["lines"])] + [span] * bool(span)
+        touched = [any(overlap(extent(line), part) > 0 for part in changed) for line in document["lines"]]
+        singers = {*itertools.compress(wanted, touched)}
+        singer = singers.pop() if len(singers) == 1 else document["style"]
+        again = []
+        for line, own, new in zip(document["lines"], wanted, touched):
+            shared = [(overlap(extent(line), extent(old)), old["style"] or before["style"])
+                      for old in before["lines"]]
+            seconds, had = max(shared, default=(0.0, ""))
+            again.append(bool(line["words"]) and (seconds > 0 and had != own or new and singer != own))
+        step = {"style": (singer,)} | ({"span": ("{}-{}".format(*span),)} if span else {})
+        return [step] * bool(changed), again
+
     def sing(self, job: Job, bar: Callable) -> str:
-        """Sing a job. Returns: the take. Raises: UserError; what `bar` raises."""
-        document = job.document
-        seed = document["seed"] if job.asked["seed"] is None else job.asked["seed"]
+        """Sing a job. Returns: the take's name. Raises: UserError; what `bar` raises."""
+        document, asked, spans, outside = job.document, job.asked, [], 0.0
+        before = self.project.takes.get(asked["take"])
+        account = self.project.file(asked["take"], "wav.json") if before else None
+        end = max((word["end"] for line in document["lines"] for word in line["words"]), default=0.0) + TAIL_S
+        length = document["duration"] or (max(end, before["duration"]) if before else None)
+        given = {name: asked[name] for name in ("seed", "variation", "best_of") if asked[name] is not None}
         with self.project.work() as work, self.project.new_take() as (name, about):
             lyrics = work / "lyrics.json"
-            write_text(lyrics, formats.write(lyrics_of(document), "jam"))
-            cfg = dataclasses.replace(self.cfg, lyrics=lyrics, style=(document["style"],), seed=seed, page=False,
-                                      duration=document["duration"], out=self.project.sound(name))
-            sing_song(cfg, bar, self.model)
-            about |= {"seed": seed, "style": document["style"], "duration": length_s(self.project.sound(name)),
-                      "lines": document["lines"]}
+            title = document["title"] or about["name"]
+            write_text(lyrics, formats.write(lyrics_of(document | {"title": title}), "jam"))
+            for i, step in enumerate(self.steps(job)):
+                make_folder(work / str(i))
+                cfg = parse(SampleConfig, "", flags(
+                    self.settings | {"edit": account, "lyrics": lyrics, "out": work / str(i) / f"{name}.wav",
+                                     "page": False, "duration": length} |
+                    ({} if account else {"seed": document["seed"]}) | given | step))
+                account = sing_song(cfg, bar, self.model).account
+                found = read_json(account)
+                if "edit" in found:
+                    spans, outside = spans + found["edit"]["spans"], max(outside, found["edit"]["outside"])
+            for path in account.parent.glob(f"{name}.*"):
+                path.replace(self.project.file(name, path.name.partition(".")[2]))
+            about |= {"kind": "edit" if before else "song", "before": asked["take"],
+                      "seed": found["request"]["seed"], "style": document["style"],
+                      "duration": length_s(self.project.file(name, "wav")), "lines": document["lines"],
+                      "spans": joined(spans) if before else []}
+            about["note"] = note(about, before, outside)
         return name
+
+
+def flags(settings: dict) -> list[str]:
+    """The flags of a command line that gives these settings; None gives none."""
+    found = []
+    for name, value in settings.items():
+        values = value if isinstance(value, tuple) and name != "line" else [value]
+        if value is not None:
+            found += [part for each in values for part in (flag_of(name), text_of(each))]
+    return found
+
+
+def text_of(value: object) -> str:
+    """A value as a command line gives it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def note(take: dict, before: dict | None, outside: float) -> str:
+    """What a take is, in words. Args: outside, how far it differs from `before` outside of its spans."""
+    if before is None:
+        return f"{sum(len(line['words']) for line in take['lines'])} words in {take['duration']:.2f} s"
+    count, seconds = len(differing(take["lines"], before["lines"])), sum(b - a for a, b in take["spans"])
+    return (f"{count} word{'s' * (count != 1)} changed, " * bool(count) + f"{seconds:.2f} s sung again; outside: "
+            + ("identical" if outside == 0 else f"differs by {outside:.1e} at most"))
+
+
+def differing(lines: list[dict], others: list[dict]) -> list[tuple]:
+    """The words of lines that others do not have at the same times with the same sounds."""
+    there = {tuple(word.values()) for line in others for word in line["words"]}
+    return [key for line in lines for word in line["words"] if (key := tuple(word.values())) not in there]
+
+
+def extent(line: dict) -> tuple[float, float]:
+    """From when to when a line is sung."""
+    return (min((word["start"] for word in line["words"]), default=0.0),
+            max((word["end"] for word in line["words"]), default=0.0))
+
+
+def overlap(a: Iterable[float], b: Iterable[float]) -> float:
+    """How long two spans are in common; below 0, how far apart they are."""
+    (begin, end), (other_begin, other_end) = a, b
+    return min(end, other_end) - max(begin, other_begin)
+
+
+def joined(spans: list[list[float]]) -> list[list[float]]:
+    """Spans in order, those that touch as one."""
+    found: list[list[float]] = []
+    for begin, end in sorted(spans):
+        if found and begin <= found[-1][1]:
+            found[-1][1] = max(found[-1][1], end)
+        else:
+            found.append([begin, end])
+    return found
 
 
 def sing_song(cfg, bar, load):
