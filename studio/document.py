@@ -96,13 +96,15 @@ def checked(value: object, styles: Collection[str]) -> dict:
     document, count = fields(value, SONG, "document"), 0
     document["lines"] = [fields(line, LINE, f"line {i}") for i, line in enumerate(document["lines"], 1)]
     for i, line in enumerate(document["lines"], 1):
-        words, line["words"] = line["words"], []
-        for count, word in enumerate(words, count + 1):
-            line["words"].append(fields(word, WORD, f"line {i}, word {count}"))
+        for k, word in enumerate(line["words"]):
+            count += 1
+            place = f"line {i}, word {count}"
+            word = fields(word, WORD, place)
             try:
-                word_of(line["words"][-1])
+                word_of(word)
             except ValueError as e:
-                raise UserError(f'line {i}, word {count} "{word["word"]}": {e}') from None
+                raise UserError(f'{place} "{word["word"]}": {e}') from None
+            line["words"][k] = word
     if count > MOST_WORDS:
         raise UserError(f"document: more than {MOST_WORDS} words")
     for place, style in (("document", document["style"]),

@@ -1,31 +1,30 @@
 """Songs are sung one after another by one thread; progress is told, and a song can be cancelled.
 
-Read `Jobs` (the queue and its thread), then `Singer`: `steps` (a song is sung by one singer, and what others
-sing is then sung again by them), `sing`.
+Read `Jobs` (the queue and its thread), then `Singer`: `steps` (what is sung by whom) and `sing`.
 """
 
+import contextlib
 import dataclasses
 import functools
+import io
 import itertools
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-
-import torch
+from pathlib import Path
 
 from config import SampleConfig, UserError
 from lyrics import formats
 from lyrics.plan import TAIL_S
-from sample import Model, Prompts, resolve, validate
-from songs.files import check_outputs, outputs_of, request_of, write
-from songs.manifest import Song
+from lyrics.voices import answers
+from sample import Model, sing_song
+from songs.asked import validate
 from studio.document import is_seed, is_span, is_take, lyrics_of, number, or_null
 from studio.project import Project
 from support.audio import length_s
 from support.cli import flag_of, parse
-from support.files import describe, make_folder, read_json, write_text
-from support.processes import pick_device
+from support.files import describe, read_json, write_text
 
 MOST_QUEUED, MOST_BEST_OF = 8, 16
 # What a page may ask for beside the document: the take of before and seconds of it, and how it is sung.
@@ -159,80 +158,78 @@ class Jobs:
 
 
 class Singer:
-    """Sings jobs into takes of a project. Args: settings that all songs share, by name."""
+    """Sings jobs into takes of a project. Args: settings of sample.py that all songs share, by name."""
 
     def __init__(self, project: Project, settings: dict):
         self.project, self.settings = project, settings
         self.model = functools.lru_cache(maxsize=1)(Model)
 
     def steps(self, job: Job) -> list[dict]:
-        """The settings of each step of a job: what is sung by the song's singer, then by each of the others.
+        """The settings of each step of a job: what the song's singer sings, then the lines of each other.
 
         Raises: UserError for a take that cannot be sung again, or if there is nothing to sing.
         """
         document, asked = job.document, job.asked
-        wanted = [line["style"] or document["style"] for line in document["lines"]]
+        singers = [line["style"] or document["style"] for line in document["lines"]]
         if asked["take"] is None:
             if asked["span"] or asked["variation"] is not None:
-                raise UserError("a span and a variation are of a take; say of which")
-            steps, again = [{"style": (document["style"],)}], [name != document["style"] for name in wanted]
+                raise UserError("a span and a variation are those of a take; say of which")
+            steps, again = [{"style": (document["style"],)}], [name != document["style"] for name in singers]
         else:
-            steps, again = self.changes(job, wanted)
-        for name in dict.fromkeys(itertools.compress(wanted, again)):
-            lines = [i for i, (own, new) in enumerate(zip(wanted, again), 1) if new and own == name]
-            steps.append({"style": (name,), "line": tuple(lines)})
+            steps, again = self.changes(job, singers)
+        lines = [row for row in zip(document["lines"], singers, again, answers(lyrics_of(document)))
+                 if row[0]["words"] and row[2] and row[3]]
+        for name in dict.fromkeys(singer for _, singer, *_ in lines):
+            spans = (span_text(extent(line)) for line, singer, *_ in lines if singer == name)
+            steps.append({"style": (name,), "span": tuple(spans)})
         if not steps:
             raise UserError(f"nothing differs from take {asked['take']}; mark what is to be sung again")
         return steps
 
-    def changes(self, job: Job, wanted: list[str]) -> tuple[list[dict], list[bool]]:
-        """The step that sings changed words of a take, if there are any; which lines other singers sing then.
+    def changes(self, job: Job, singers: list[str]) -> tuple[list[dict], list[bool]]:
+        """The step that sings changed words of a take, if there are any; which lines others sing after it.
 
-        Args: wanted, the singer of each line.
+        It has one singer, if all lines with changes have the same; else those who sang there before.
+
+        Args: singers, of each line.
         """
-        document, before = job.document, self.project.takes.get(job.asked["take"])
+        lines, span = job.document["lines"], job.asked["span"]
+        before = self.project.takes.get(job.asked["take"])
         if before is None or before["kind"] == "recording":
             raise UserError(f"take {job.asked['take']}: expected one that was sung here")
-        span = job.asked["span"]
         if span and span[1] > before["duration"]:
             raise UserError(f"span {span}: expected seconds up to {before['duration']:.2f}, the take's end")
-        changed = [word[1:3] for word in differing(document["lines"], before["lines"])]
-        changed += [word[1:3] for word in differing(before["lines"], document["lines"])] + [span] * bool(span)
-        touched = [any(overlap(extent(line), part) > 0 for part in changed) for line in document["lines"]]
-        singers = {*itertools.compress(wanted, touched)}
-        singer = singers.pop() if len(singers) == 1 else document["style"]
+        changed = [(word["start"], word["end"]) for word in (
+            *differing(lines, before["lines"]), *differing(before["lines"], lines))] + [span] * bool(span)
+        touched = [any(overlap(extent(line), part) > 0 for part in changed) for line in lines]
+        found = {*itertools.compress(singers, touched)}
+        singer = found.pop() if len(found) == 1 else None
         again = []
-        for line, own, new in zip(document["lines"], wanted, touched):
-            shared = [(overlap(extent(line), extent(old)), old["style"] or before["style"])
-                      for old in before["lines"]]
-            seconds, had = max(shared, default=(0.0, ""))
-            again.append(bool(line["words"]) and (seconds > 0 and had != own or new and singer != own))
-        step = {"style": (singer,)} | ({"span": ("{}-{}".format(*span),)} if span else {})
-        return [step] * bool(changed), again
+        for line, own, new in zip(lines, singers, touched):
+            seconds, had = max(((overlap(extent(line), extent(old)), old["style"] or before["style"])
+                                for old in before["lines"]), default=(0.0, ""))
+            again.append(had != own if seconds > 0 else new and singer != own)
+        step = {"style": singer and (singer,), "span": (span_text(span),) if span else None}
+        return [step] * bool(changed or job.asked["variation"] is not None), again
 
     def sing(self, job: Job, bar: Callable) -> str:
         """Sing a job. Returns: the take's name. Raises: UserError; what `bar` raises."""
         document, asked, spans, outside = job.document, job.asked, [], 0.0
         before = self.project.takes.get(asked["take"])
         account = self.project.file(asked["take"], "wav.json") if before else None
-        end = max((word["end"] for line in document["lines"] for word in line["words"]), default=0.0) + TAIL_S
-        length = document["duration"] or (max(end, before["duration"]) if before else None)
-        given = {name: asked[name] for name in ("seed", "variation", "best_of") if asked[name] is not None}
         with self.project.work() as work, self.project.new_take() as (name, about):
             lyrics = work / "lyrics.json"
             title = document["title"] or about["name"]
             write_text(lyrics, formats.write(lyrics_of(document | {"title": title}), "jam"))
             for i, step in enumerate(self.steps(job)):
-                make_folder(work / str(i))
-                cfg = parse(SampleConfig, "", flags(
-                    self.settings | {"edit": account, "lyrics": lyrics, "out": work / str(i) / f"{name}.wav",
-                                     "page": False, "duration": length} |
-                    ({} if account else {"seed": document["seed"]}) | given | step))
-                account = sing_song(cfg, bar, self.model).account
+                folder = work / str(i)
+                folder.mkdir()
+                account = self.step(self.given(job, before) | step | {
+                    "edit": account, "lyrics": lyrics, "out": folder / f"{name}.wav"}, bar)
                 found = read_json(account)
                 if "edit" in found:
                     spans, outside = spans + found["edit"]["spans"], max(outside, found["edit"]["outside"])
-            for path in account.parent.glob(f"{name}.*"):
+            for path in folder.glob(f"{name}.*"):
                 path.replace(self.project.file(name, path.name.partition(".")[2]))
             about |= {"kind": "edit" if before else "song", "before": asked["take"],
                       "seed": found["request"]["seed"], "style": document["style"],
@@ -241,20 +238,31 @@ class Singer:
             about["note"] = note(about, before, outside)
         return name
 
+    def given(self, job: Job, before: dict | None) -> dict:
+        """The settings of all steps of a job, None for those of the take before or of the model."""
+        document, seed, length = job.document, job.asked["seed"], job.document["duration"]
+        if before is None:
+            seed = document["seed"] if seed is None else seed
+        elif seed is None and job.asked["variation"] is not None:
+            seed = before["seed"] + 1
+        end = max((extent(line)[1] for line in document["lines"]), default=0.0)
+        if before and length is None and end > before["duration"]:
+            length = end + TAIL_S
+        return self.settings | {"page": False, "seed": seed, "duration": length,
+                                "variation": job.asked["variation"], "best_of": job.asked["best_of"]}
+
+    def step(self, settings: dict, bar: Callable) -> Path:
+        """Sing a song as the command line does. Returns: its account."""
+        cfg = parse(SampleConfig, "", flags(settings))
+        validate(cfg)
+        with contextlib.redirect_stdout(io.StringIO()):      # pages are told
+            return sing_song(cfg, bar, self.model)
+
 
 def flags(settings: dict) -> list[str]:
     """The flags of a command line that gives these settings; None gives none."""
-    found = []
-    for name, value in settings.items():
-        values = value if isinstance(value, tuple) and name != "line" else [value]
-        if value is not None:
-            found += [part for each in values for part in (flag_of(name), text_of(each))]
-    return found
-
-
-def text_of(value: object) -> str:
-    """A value as a command line gives it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return [f"{flag_of(name)}={each}" for name, value in settings.items() if value is not None
+            for each in (value if isinstance(value, tuple) else [value])]
 
 
 def note(take: dict, before: dict | None, outside: float) -> str:
@@ -262,20 +270,26 @@ def note(take: dict, before: dict | None, outside: float) -> str:
     if before is None:
         return f"{sum(len(line['words']) for line in take['lines'])} words in {take['duration']:.2f} s"
     count, seconds = len(differing(take["lines"], before["lines"])), sum(b - a for a, b in take["spans"])
-    return (f"{count} word{'s' * (count != 1)} changed, " * bool(count) + f"{seconds:.2f} s sung again; outside: "
-            + ("identical" if outside == 0 else f"differs by {outside:.1e} at most"))
+    words = f"{count} word{'s' * (count != 1)} changed, " if count else ""
+    return f"{words}{seconds:.2f} s sung again; outside: " + (
+        "identical" if outside == 0 else f"differs by {outside:.1e} at most")
 
 
-def differing(lines: list[dict], others: list[dict]) -> list[tuple]:
+def differing(lines: list[dict], others: list[dict]) -> list[dict]:
     """The words of lines that others do not have at the same times with the same sounds."""
-    there = {tuple(word.values()) for line in others for word in line["words"]}
-    return [key for line in lines for word in line["words"] if (key := tuple(word.values())) not in there]
+    there = [word for line in others for word in line["words"]]
+    return [word for line in lines for word in line["words"] if word not in there]
 
 
 def extent(line: dict) -> tuple[float, float]:
     """From when to when a line is sung."""
     return (min((word["start"] for word in line["words"]), default=0.0),
             max((word["end"] for word in line["words"]), default=0.0))
+
+
+def span_text(span: Iterable[float]) -> str:
+    """Seconds as --span takes them."""
+    return "-".join(f"{time:.3f}" for time in span)
 
 
 def overlap(a: Iterable[float], b: Iterable[float]) -> float:
@@ -293,24 +307,3 @@ def joined(spans: list[list[float]]) -> list[list[float]]:
         else:
             found.append([begin, end])
     return found
-
-
-def sing_song(cfg, bar, load):
-    from support.hub import locate
-    validate(cfg)
-    song = Song("", cfg.lyrics, cfg.style or (), (), cfg.duration, cfg.seed)
-    check_outputs(song, cfg)
-    device, files = pick_device(cfg.device), locate(cfg)
-    cfg = resolve(cfg, files.preset, device)
-    torch.set_num_threads(cfg.threads)
-    request = request_of(song, 0, files, cfg)
-    [outputs] = outputs_of(song, cfg)
-    prompt = Prompts(files, cfg, device).make(song)
-    model = load(files, device, cfg.dtype, cfg.compile)
-    from sample import Take, master
-    latents = model.latents(prompt, cfg.seed, cfg, lambda steps: bar(steps, "sampling", "step"))
-    wave = model.codec.decode(latents, lambda parts: bar(parts, "decoding", "part"))[0]
-    rate = files.preset.codec.sample_rate_hz
-    wave = master(wave, rate, round(prompt.duration_s * rate))
-    write(Take(latents[0], wave, {}), prompt, request, cfg, outputs)
-    return outputs

@@ -1,10 +1,8 @@
-"""Documents, typed texts, the folder of a project, and the queue, without a server."""
+"""Documents, typed texts, and the folder of a project, without a server."""
 
 import copy
 import dataclasses
 import json
-import threading
-import time
 
 import pytest
 from conftest import BABY
@@ -16,7 +14,6 @@ from lyrics import formats
 from lyrics.plan import FASTEST, size_of
 from lyrics.pronounce import reader
 from phonemes import SymbolTable
-from studio import jobs
 from studio.document import checked, empty, lines_of, lyrics_of, report
 from studio.project import Project, Stale
 from studio.typed import kind_of_text, with_lyrics
@@ -232,50 +229,3 @@ def test_a_folder_that_is_no_project_is_refused_and_left_alone(tmp_path, name, t
         Project(tmp_path, STYLES)
     files.release()
     assert (tmp_path / name).read_text() == text
-
-
-# The queue
-
-def until(holds) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
-def test_a_song_is_cancelled_before_its_next_step_and_mistakes_are_one_line(capfd):
-    told, stepped, step, go = [], [], threading.Semaphore(0), threading.Semaphore(0)
-
-    def work(job, bar):
-        if isinstance(job.asked["seed"], Exception):
-            raise job.asked["seed"]
-        for i in bar(range(5), desc="sampling", unit="step"):
-            stepped.append((job.id, i))
-            step.release()
-            go.acquire()
-        return "1"
-
-    queue = jobs.Jobs(work, told.append)
-    songs = [jobs.Job({}, {"seed": seed, "take": take}) for seed, take in (
-        (1, "5"), (2, None), (UserError("no"), None), (KeyError("x"), None), (3, None))]
-    try:
-        for song in songs:
-            queue.add(song)
-        step.acquire()
-        assert queue.needs("5") and not queue.needs("6")
-        queue.cancel(songs[0].id)
-        queue.cancel(songs[4].id)
-        go.release(6)
-        until(lambda: songs[3].state == "failed")
-        assert [(song.state, song.error, song.take) for song in songs] == [
-            ("cancelled", "", None), ("done", "", "1"), ("failed", "no", None),
-            ("failed", "error: KeyError: 'x'", None), ("cancelled", "", None)]
-        assert stepped == [("1", 0), *(("2", i) for i in range(5))] and not queue.needs("5")
-        assert [(event["job"]["done"], event["job"]["of"]) for event in told if event["type"] == "job" and
-                (event["job"]["id"], event["job"]["stage"]) == ("2", "sampling")] == [
-                    *((i, 5) for i in range(6)), (5, 5)]
-    finally:
-        go.release(99)
-        queue.close()
-        queue.thread.join(20)
-    assert not queue.thread.is_alive() and capfd.readouterr().err.count("Traceback") == 1
