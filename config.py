@@ -241,6 +241,18 @@ class SampleConfig(SingSettings):
     force: bool = False                         # sing --config ACCOUNT though the model's files have changed
     page: bool = True                           # also write NAME.html, a page that plays the song, and
                                                 #   NAME.png, its spectrogram
+    # editing
+    edit: Path | None = None                    # account of a finished song (NAME.json): sing again only what
+                                                #   differs in --lyrics, and keep the rest to the bit; its
+                                                #   settings are those of before, but for flags
+    line: tuple[int, ...] | None = None         # sing these lines again, counted from 1; with --style in that
+                                                #   style, with another --seed on another tune
+    span: tuple[str, ...] | None = None         # sing these seconds again: 12.0-15.5; repeat for more
+    variation: float | None = within(None, 0, 1)             # 0 to 1: how far the tune of what is sung again
+                                                #   goes towards that of another --seed; without --line and
+                                                #   --span of the whole song; default: all the way
+    lead: float = within(0.0, 0, 36000)         # seconds to put in front of the song; --duration adds some at
+                                                #   its end
     # choosing
     batch_infer_num: int = within(1, 1, 10 ** 5)             # variants of each song, with seeds counting up
                                                 #   from --seed

@@ -14,14 +14,13 @@ all songs of a manifest.
 import dataclasses
 import functools
 import gc
-import importlib.util
 import math
-import os
-import shutil
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
-from config import FAST, GUIDANCE_WEIGHTS, Guidance, Preset, SampleConfig, UserError
+from config import Guidance, Preset, SampleConfig, UserError
 from support.cli import first, parse, run
 
 if __name__ == "__main__":
@@ -40,6 +39,8 @@ from lyrics.voices import choose
 from model import load_model
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from sampler import sample_windows, time_grid
+from songs.asked import resolve, validate
+from songs.edit import Before, Edit, before_of, carried, continued, edited, sing_again, told
 from songs.files import check_account, check_outputs, check_plan, lyrics_in, outputs_of
 from songs.manifest import LONGEST_S, Song
 from songs.takes import between, chooser_of, jobs_of, sing_manifest, sing_takes
@@ -48,7 +49,7 @@ from style import Crop, default_style, encoder_of, negative_vector, style_vector
 from support.audio import master
 from support.files import find
 from support.hub import ModelFiles, doctor, fetch, locate
-from support.processes import Processes, peak_memory, pick_device, pick_dtype
+from support.processes import Processes, peak_memory, pick_device
 from vae import make_codec
 
 SHORTEST_S = 0.01              # song
@@ -62,11 +63,13 @@ class Prompt:
     whole: Lyrics                    # of a part, those of the whole song
     others: Lyrics                   # the lines that other voices would sing
     plan: Lyrics | None              # of all, with the times that they were given here, if they had none
+    style: Tensor                    # (E,)
     windows: list[tuple[int, dict[str, Tensor]]]         # one, or several of a long song; see data.windows
     negative: Tensor                 # (1, E) negative style
     begin: int                       # sample of the song where a part begins; else 0
     duration_s: float                # of what is sung
     repeats: list[tuple[int, int, int]]          # which lines are sung on an earlier one's tune
+    edit: Edit | None = None         # what is sung again of a song that is kept
 
     @property
     def title(self) -> str:
@@ -78,8 +81,10 @@ class Prompt:
 class Take:
     """A song as it was sung."""
     latents: Tensor                  # (T, C)
+    hz: Tensor                       # (n,) the codec's pitch, if it needs one
     wave: Tensor                     # (W, N), as long as it was sampled
     seconds: dict[str, float]        # that each stage took
+    about: dict                      # for the account
 
 
 class Prompts:
@@ -98,13 +103,16 @@ class Prompts:
                                         lambda: fetch("vocal", cfg.offline))
         self.encoder = functools.cache(lambda: encoder_of(cfg, self.preset, device, f"--model {cfg.model}"))
 
-    def make(self, song: Song) -> Prompt:
-        """Make a prompt. Raises: UserError for anything wrong with words, style or duration."""
+    def make(self, song: Song, before: Before | None = None) -> Prompt:
+        """Make a prompt, of an edit if there is a song before.
+
+        Raises: UserError for anything wrong with words, style or duration.
+        """
         cfg, preset, path = self.cfg, self.preset, song.lyrics
 
         # Words, and their times: words without get some from the planner.
         written, again = lyrics_in(path, (cfg.from_, cfg.to) != (None, None))
-        given = written.sung()
+        given = written.sung() if before is None else carried(written.sung(), before, cfg, self.frame_hz)
         if not given.words and song.duration_s is None:
             raise UserError(f"{path}: has no words; say how long the song is with --duration")
         timed = given if given.timed else planned(given, self.reader, PlanSettings(
@@ -142,8 +150,10 @@ class Prompts:
         if again is None:
             again = repeats(lyrics, self.frame_hz) if preset.repeats else []
         part = lyrics if (begin_s, end_s) == (0, duration_s) else between(lyrics, begin_s, end_s)
-        return Prompt(dataclasses.replace(song, duration_s=duration_s), part, lyrics, others,
-                      None if given.timed else timed, found, self.negative, begin, end_s - begin_s, again)
+        prompt = Prompt(dataclasses.replace(song, duration_s=duration_s), part, lyrics, others,
+                        None if given.timed else timed, style, found, self.negative, begin, end_s - begin_s,
+                        again)
+        return prompt if before is None else edited(prompt, before, cfg, preset, self.table)
 
 
 def frames_of(duration_s: float, preset: Preset) -> int:
@@ -179,37 +189,47 @@ class Model:
         return sample_windows(self.network, found, noise, time_grid(cfg.steps, cfg.sway), guidance,
                               prompt.negative.to(self.device), cfg.solver, progress).cpu()
 
-    def sing(self, prompt: Prompt, seed: int, cfg: SampleConfig, bars: bool) -> Take:
-        """Sing a prompt: noise, steps, sound, loudness. Args: bars, whether to show progress."""
+    def sing(self, prompt: Prompt, seed: int, cfg: SampleConfig, bar: Callable) -> Take:
+        """Sing a prompt: noise, steps, sound, loudness. Args: bar, which wraps the steps as tqdm does."""
         began, rate_hz = time.perf_counter(), self.preset.codec.sample_rate_hz
-        latents = self.latents(prompt, seed, cfg, functools.partial(
-            tqdm, desc="sampling", unit="step", disable=not bars))
+        if prompt.edit is not None:
+            latents, hz, wave, about = sing_again(self, prompt, seed, cfg, bar)
+            return Take(latents, hz, wave, {"sing": time.perf_counter() - began}, about)
+        latents = self.latents(prompt, seed, cfg, functools.partial(bar, desc="sampling", unit="step"))
         sampled = time.perf_counter()
-        wave = self.codec.decode(latents, functools.partial(
-            tqdm, desc="decoding", unit="part", disable=not bars))[0]                     # (W, N)
+        wave = self.codec.decode(latents, functools.partial(bar, desc="decoding", unit="part"))[0]    # (W, N)
         wave = wave[:, prompt.begin % self.preset.codec.hop:]                             # amid a frame
-        wave = master(wave, rate_hz, round(prompt.duration_s * rate_hz))
-        return Take(latents[0], wave, {"sample": sampled - began, "decode": time.perf_counter() - sampled})
+        wave, level = master(wave, rate_hz, round(prompt.duration_s * rate_hz))
+        seconds = {"sample": sampled - began, "decode": time.perf_counter() - sampled}
+        return Take(latents[0], self.codec.pitch(latents)[0], wave, seconds, {"level": level})
 
 
 def main(argv: list[str] | None = None) -> None:
     """Sing one song; with --manifest, many."""
-    began = time.perf_counter()
     cfg = parse(SampleConfig, __doc__, argv)
     validate(cfg)
     if cfg.doctor:
         sys.exit(0 if doctor(cfg) else 1)
     processes = Processes()
     if cfg.manifest:
-        songs = sing_manifest(cfg, processes, (Prompts, Model, resolve))
+        songs = sing_manifest(cfg, processes, (Prompts, Model))
         processes.close()
         if any(song["status"] == "failed" for song in songs):
             sys.exit(1)
         return
     if processes.world > 1:
         raise UserError("several processes make the songs of a --manifest; one song needs one")
+    sing_song(cfg)
 
-    # What is asked for, and where it goes: a mistake is found before any work is done.
+
+def sing_song(cfg: SampleConfig, bar: Callable = tqdm, load: Callable | None = None) -> Path:
+    """Sing one song, an edit of one, variants or the best of several takes; the account of the last.
+
+    Args: bar, which wraps lists of steps as tqdm does; load, which makes a Model.
+    Raises: UserError for a mistake, before any work is done if it can be told.
+    """
+    # What is asked for, and where it goes.
+    began = time.perf_counter()
     song = Song("", find(cfg.lyrics), cfg.style or (), cfg.style_text or (), cfg.duration, cfg.seed)
     check_outputs(song, cfg)
     device, files = pick_device(cfg.device), locate(cfg)
@@ -217,23 +237,26 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(cfg.threads)
     if not song.styles and not song.texts and not cfg.ignore_style:
         song = dataclasses.replace(song, styles=default_style(files.styles))
+    before = before_of(song, cfg, lambda cfg: sing_song(cfg, bar, load))
+    if before is not None:
+        song = continued(song, before, cfg)
     scorer = chooser_of(cfg, device) if cfg.best_of > 1 else None
 
     # Words, times, phonemes, style. The style encoder is gone before the network comes.
-    jobs = jobs_of(song, files, cfg)
-    check_account(song, jobs[0][0], cfg.force)
-    prompt = Prompts(files, cfg, device).make(song)
+    jobs = jobs_of(song, files, cfg, before=before and before.account)
+    check_account(song, jobs[0][0], cfg)
+    prompt = Prompts(files, cfg, device).make(song, before)
     gc.collect()
     for outputs in outputs_of(song, cfg):
         check_plan(outputs, prompt.plan, song.lyrics)
 
     # Noise, steps, sound, files: once for each variant or take.
-    model = Model(files, device, cfg.dtype, cfg.compile)
+    model = (load or Model)(files, device, cfg.dtype, cfg.compile)
     names = ", ".join([*song.styles, *song.texts]) or "ignored"
     print(f"seed {cfg.seed}, style {names}, {len(prompt.lyrics.words)} words in {prompt.duration_s:.2f} s, "
           f"on {device}")
     load_s = time.perf_counter() - began
-    for request, outputs, stages in sing_takes(model, prompt, jobs, cfg, scorer):
+    for request, outputs, stages in sing_takes(model, prompt, jobs, cfg, scorer, bar):
         if scorer:
             print(f"the best of {cfg.best_of}: seed {request['seed']}")
         else:
@@ -241,63 +264,10 @@ def main(argv: list[str] | None = None) -> None:
             print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
                   + f"; {sum(stages.values()) / prompt.duration_s:.2f} s per second of song; "
                   + peak_memory(device))
+        if prompt.edit is not None:
+            print(told(outputs))
         print(outputs.song.resolve())
-
-
-def validate(cfg: SampleConfig) -> None:
-    """Raise UserError for settings that do not go together, or libraries that are missing."""
-    for library in ("mutagen", "PIL"):
-        if importlib.util.find_spec(library) is None:
-            raise UserError(f"{library} is not installed: pip install -r requirements.txt")
-    if cfg.compile and shutil.which(os.environ.get("CXX", "c++")) is None:
-        raise UserError("--compile true: needs a C++ compiler: g++, clang++, or what CXX names")
-    most, manifest = max(cfg.batch_infer_num, cfg.best_of), cfg.manifest is not None
-    if cfg.seed > 2 ** 63 - most:
-        raise UserError(f"--seed {cfg.seed}: expected 0 to {2 ** 63 - most}, for {most} songs with their own")
-    if cfg.best_of > 1 and cfg.batch_infer_num > 1:
-        raise UserError(f"--best-of {cfg.best_of}: chooses one song; leave out --batch-infer-num")
-    if cfg.random_crop_style and cfg.style_start:
-        raise UserError(f"--random-crop-style begins anywhere; leave out --style-start {cfg.style_start}")
-    if not cfg.out.name:
-        raise UserError(f"--out {cfg.out}: expected a file's name")
-    if manifest != (cfg.out_dir is not None):
-        raise UserError("--manifest and --out-dir: one needs the other")
-    if manifest and (cfg.lyrics, cfg.out) != (SampleConfig.lyrics, SampleConfig.out):
-        raise UserError("--manifest names the lyrics, --out-dir the songs; leave out --lyrics and --out")
-    if manifest and (cfg.from_, cfg.to) != (None, None):
-        raise UserError("--from and --to: a part of one song; leave them out with --manifest")
-    if cfg.format and not manifest:
-        raise UserError(f"--format {cfg.format}: needs --manifest; the ending of --out is one song's format")
-    if cfg.use_prompt_style and not manifest:
-        raise UserError("--use-prompt-style: needs --manifest; one song's style in words is --style-text")
-    if cfg.ignore_style and (cfg.style or cfg.style_text or cfg.use_prompt_style):
-        raise UserError("--ignore-style: sings without style; leave out the style that is given, too")
-
-
-def resolve(cfg: SampleConfig, preset: Preset, device: torch.device) -> SampleConfig:
-    """The settings, with the model's values where none were given, and the type that `auto` means here.
-
-    Raises: UserError for guidance weights or a range that do not fit.
-    """
-    def given(value: object, default: object) -> object:
-        return default if value is None else value
-
-    mode = given(cfg.guidance, preset.guidance.mode)
-    needed = GUIDANCE_WEIGHTS[mode]
-    weights = given(cfg.guidance_weights, preset.guidance.weights if needed else ())
-    bounds = given(cfg.guidance_range, preset.guidance.range)
-    if len(weights) != needed or not all(map(math.isfinite, weights)):
-        raise UserError(f"--guidance {mode} takes {needed} finite weights, not {weights}"
-                        + "; these are the model's: give --guidance-weights" * (not cfg.guidance_weights))
-    if len(bounds) != 2 or not bounds[0] <= bounds[1]:
-        raise UserError(f"--guidance-range {bounds}: expected two flow times, the lower one first")
-    sampler = FAST if cfg.fast else {name: getattr(preset, name) for name in FAST}
-    return dataclasses.replace(
-        cfg, **{name: given(getattr(cfg, name), value) for name, value in sampler.items()}, fast=False,
-        threads=given(cfg.threads, torch.get_num_threads()), guidance=mode, guidance_range=bounds,
-        guidance_weights=weights or None, negative_style=given(cfg.negative_style, preset.negative_style),
-        frames=given(cfg.frames, "song" if preset.trim else "window"), dtype=pick_dtype(cfg.dtype, device),
-        recogniser=given(cfg.recogniser, "ear" if preset.codec.kind == "sung" else "wav2vec2"))
+    return outputs.account
 
 
 if __name__ == "__main__":

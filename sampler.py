@@ -102,6 +102,15 @@ def averaged(windows: Sequence[tuple[int, Callable[[], Velocity]]], length: int)
     return velocity
 
 
+def keeping(velocity: Velocity, noise: Tensor, latents: Tensor, kept: Tensor) -> Velocity:
+    """A velocity that leads frames that are `kept` (T, 1) straight from their noise to their latents.
+
+    So at each time the others see the latents, noised as far as they are themselves; any solver follows a
+    straight line exactly. Source: RePaint, arXiv 2201.09865, on the path of a rectified flow.
+    """
+    return lambda x, time: torch.where(kept, latents - noise, velocity(x, time))
+
+
 def step_by(v: Sequence[Tensor], t: Sequence[Tensor], solver: str) -> Tensor:
     """The change of x over the step from t[1] to t[0]: what `integrate` adds to x at t[1].
 
@@ -178,9 +187,15 @@ def sample(model: DiT, batch: dict[str, Tensor], noise: Tensor, grid: Tensor, gu
 @torch.no_grad()
 def sample_windows(model: DiT, windows: Sequence[tuple[int, dict[str, Tensor]]], noise: Tensor, grid: Tensor,
                    guidance: Guidance, negative_style: Tensor, solver: str = "euler",
-                   progress: Callable = lambda steps: steps) -> Tensor:
-    """As `sample`, of any length. Args: windows as data.windows makes them, first frames and batches."""
-    if len(windows) == 1:
-        return sample(model, windows[0][1], noise, grid, guidance, negative_style, solver, progress)
+                   progress: Callable = lambda steps: steps,
+                   keep: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """As `sample`, of any length.
+
+    Args: windows as data.windows makes them, first frames and batches; keep, latents (B, T, C) and which of
+        their frames (T, 1) stay as they are.
+    """
     made = [(first, partial(guided, model, batch, guidance, negative_style)) for first, batch in windows]
-    return integrate(averaged(made, model.config.max_frames), noise, grid, guidance, solver, progress)
+    velocity = made[0][1]() if len(made) == 1 else averaged(made, model.config.max_frames)
+    if keep is not None:
+        velocity = keeping(velocity, noise, *keep)
+    return integrate(velocity, noise, grid, guidance, solver, progress)

@@ -283,21 +283,61 @@ class SungCodec:
         Deterministic: its noise is drawn with a fixed seed. Memory beyond the song's own does not grow with
         it.
         """
-        v = self.unpack(latents)
-        frames, reach = v.note.shape[1], self.model.decoder.reach
+        return self.render(self.unpack(latents), (0, latents.shape[1]), progress)
+
+    def render(self, v: Voice, part: tuple[int, int], progress: Callable = lambda parts: parts) -> Tensor:
+        """The wave (B, 1, n * hop) of n latent frames, `part`, of a voice."""
+        frames, reach, edge = v.note.shape[1], self.model.decoder.reach, N_FFT // self.short
+        first, end = (frame * self.config.fold for frame in part)
+        low, high = max(0, first - edge), min(frames, end + edge)
         turns = turns_before(v.hz, self.short, self.config.sample_rate_hz)
-        wave = torch.zeros(len(latents), (frames - 1) * self.short + N_FFT)
+        wave = torch.zeros(len(v.note), (high - low - 1) * self.short + N_FFT)
         rng = torch.Generator().manual_seed(0)
-        for a in progress(range(0, frames, SPECTRA_AT_ONCE)):
-            b = min(a + SPECTRA_AT_ONCE, frames)
-            low, high = max(0, a - reach), min(frames, b + reach)
-            noise = torch.randn(1, b - a, N_FFT // 2 + 1, 2, generator=rng)          # the same for each song
-            noise = torch.view_as_complex(nn.functional.pad(noise, (0, 0, 0, 0, a - low, high - b)))
-            part = self.synth(Voice(*(x[:, low:high] for x in v)), turns[:, low], noise)
-            part = self.overlap_add(part[:, a - low:b - low])
-            wave[:, a * self.short:a * self.short + part.shape[1]] += part
-        side = (N_FFT - self.short) // 2
-        return wave[:, None, side:side + frames * self.short]
+        for block in progress(range(0, frames, SPECTRA_AT_ONCE)):
+            noise = torch.randn(1, min(SPECTRA_AT_ONCE, frames - block), N_FFT // 2 + 1, 2,
+                                generator=rng)                                       # the same for each song
+            a, b = max(block, low), min(block + noise.shape[1], high)
+            if a >= b:
+                continue
+            before, after = max(0, a - reach), min(frames, b + reach)
+            noise = torch.view_as_complex(nn.functional.pad(
+                noise[:, a - block:b - block], (0, 0, 0, 0, a - before, after - b)))
+            sound = self.synth(Voice(*(x[:, before:after] for x in v)), turns[:, before], noise)
+            sound = self.overlap_add(sound[:, a - before:b - before])
+            wave[:, (a - low) * self.short:(a - low) * self.short + sound.shape[1]] += sound
+        side = (N_FFT - self.short) // 2 + (first - low) * self.short
+        return wave[:, None, side:side + (end - first) * self.short]
+
+    def pitch(self, latents: Tensor) -> Tensor:
+        """The pitch (B, n), in Hz, that `decode` gives latents (B, T, C)."""
+        return self.unpack(latents).hz
+
+    @torch.no_grad()
+    def decode_again(self, latents: Tensor, part: tuple[int, int], spans: list[tuple[int, int]], hz: Tensor,
+                     lead: int = 0) -> tuple[Tensor, Tensor]:
+        """The wave (B, 1, n * hop) of n frames, `part`, of a song that was sung again in `spans`.
+
+        Elsewhere it is in phase with the song before: within a span the pitch is raised or lowered by as
+        little as makes up for less than half a period.
+        Args: latents (B, T, C), which begin `lead` frames before those of the song before; part and spans,
+            first frames and ends; hz (B, n), the song's pitch before.
+        Returns: the wave; the pitch of the whole song, which is `hz` of the next time.
+        """
+        v, fold, rate = self.unpack(latents), self.config.fold, self.config.sample_rate_hz
+        turns, now, lead = turns_before(hz, self.short, rate), v.hz, fold * lead
+        old = torch.ones(now.shape[1], dtype=torch.bool)
+        for first, end in spans:
+            old[fold * first:fold * end] = False
+        length = min(now.shape[1] - lead, hz.shape[1])
+        same = old[lead:lead + length]
+        now[:, lead:lead + length][:, same] = hz[:, :length][:, same]
+        for first, end in ((fold * first, fold * end) for first, end in spans):
+            if lead <= end < lead + length:
+                late = turns[:, end - lead] - turns_before(now, self.short, rate)[:, end]
+                missing = (late - late.round()) * rate / (self.short * (end - first))
+                now[:, first:end] += missing[:, None].float()
+        v = v._replace(note=69 + 12 * (now / 440).log2())
+        return self.render(v, part), now
 
 
 def whole_frames(wave: Tensor, hop: int) -> Tensor:

@@ -185,6 +185,17 @@ class OobleckCodec:
         """latents (B, T, C) -> wave (B, W, T * hop); progress wraps the list of batches of chunks."""
         return self.in_chunks(self.model.decode, latents.transpose(1, 2), (1, self.config.hop), progress)
 
+    def pitch(self, latents: Tensor) -> Tensor:
+        """Nothing (B, 0): a frame's sound does not depend on how the song began; see SungCodec."""
+        return latents.new_zeros(len(latents), 0)
+
+    def decode_again(self, latents: Tensor, part: tuple[int, int], spans: list[tuple[int, int]], hz: Tensor,
+                     lead: int = 0) -> tuple[Tensor, Tensor]:
+        """The wave (B, W, n * hop) of n frames, `part`, and `hz`; SungCodec's needs the rest."""
+        low, high = max(0, part[0] - self.reach), min(latents.shape[1], part[1] + self.reach)
+        wave = self.decode(latents[:, low:high])
+        return wave[..., (part[0] - low) * self.config.hop:(part[1] - low) * self.config.hop], hz
+
 
 # Oobleck, its weights
 

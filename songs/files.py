@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load, save
 
 from config import SampleConfig, UserError
 from lyrics import formats
@@ -43,9 +44,9 @@ class Outputs(NamedTuple):
     page: Path                   # plays the song
     picture: Path                # the song's spectrogram
     plan: Path                   # the times given to lyrics that had none
+    latents: Path                # what --edit begins with: tensors; of a manifest's song (T, C) float32
     # Of a manifest's songs only.
     original: Path | None        # the song as long as it was sampled
-    latents: Path | None         # (T, C) float32
 
     def recorded(self, key: str) -> Any:
         """An entry of the account; None if there is no account, or it is not one of ours."""
@@ -54,7 +55,7 @@ class Outputs(NamedTuple):
     def files(self, with_page: bool) -> list[Path]:
         """What is written beside the account and the plan."""
         pages = [self.page, self.picture] if with_page else []
-        return [path for path in (self.song, self.original, self.latents, *pages) if path]
+        return [path for path in (self.song, self.latents, self.original, *pages) if path]
 
     def owned(self) -> set[Path]:
         """The files that the account says are its song's; of accounts from before they said it, all."""
@@ -105,23 +106,25 @@ def used(config: dict) -> dict:
 
 def outputs_of(song: Song, cfg: SampleConfig, best_of: int = 1) -> list[Outputs]:
     """The files of each variant of a song or, for best_of above 1, of each take."""
-    def at(song: Path, original: Path | None = None, latents: Path | None = None) -> Outputs:
+    def at(song: Path, latents: Path | None = None, original: Path | None = None) -> Outputs:
         return Outputs(song, song.with_name(song.name + ".json"), song.with_suffix(".html"),
-                       song.with_suffix(".png"), song.with_suffix(".plan.lrc"), original, latents)
+                       song.with_suffix(".png"), song.with_suffix(".plan.lrc"),
+                       latents or song.with_name(song.name + ".safetensors"), original)
 
     if cfg.out_dir is None:
         return [at(cfg.out.with_name(name + cfg.out.suffix))
                 for name in names_of(cfg.out.stem, cfg.batch_infer_num, best_of)]
     songs, originals, latents = (cfg.out_dir / name for name in FOLDERS)
     ending = cfg.format or "mp3"
-    return [at(songs / f"{name}.{ending}", originals / f"{name}.{ending}", latents / f"{name}.pt")
+    return [at(songs / f"{name}.{ending}", latents / f"{name}.pt", originals / f"{name}.{ending}")
             for name in names_of(song.id, cfg.batch_infer_num, best_of)]
 
 
-def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig) -> dict:
+def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig,
+               before: dict | None = None) -> dict:
     """The inputs that determine a variant of a song, as JSON: equal requests give equal songs.
 
-    Files count by their contents, not by their names.
+    Files count by their contents, not by their names. Args: before, the account of the song that is edited.
     """
     def content(name: str) -> str:
         return sha256(Path(name)) if os.path.isfile(name) else name
@@ -137,12 +140,15 @@ def request_of(song: Song, variant: int, files: ModelFiles, cfg: SampleConfig) -
                                  negative_style="")
     preset = used(dataclasses.asdict(preset) | {"codec": used(dataclasses.asdict(preset.codec))})
     part = {} if (cfg.from_, cfg.to) == (None, None) else {"part": [cfg.from_, cfg.to]}
+    edited = {} if before is None else {"edit": {
+        "before": identity(before), "span": cfg.span, "line": cfg.line,
+        "variation": cfg.variation, "lead": cfg.lead}}
     account = remade(song)
     own = account and cfg.negative_style == str(song.lyrics)
     request = {"seed": song.seed + variant, "duration": song.duration_s, **part,
                "style": [[content(name), weight] for name, weight in styles], "style_text": song.texts,
                "negative_style": account["request"]["negative_style"] if own else content(cfg.negative_style),
-               **{name: getattr(cfg, name) for name in settings}, "preset": preset,
+               **{name: getattr(cfg, name) for name in settings}, "preset": preset, **edited,
                "sha256": {part: sha256(path) for part, path in parts.items() if path}}
     return account["request"] if account and alike(account, request) else request
 
@@ -167,22 +173,30 @@ def digest(account: dict) -> str:
     return hashlib.sha256(json.dumps(sung).encode()).hexdigest()
 
 
+def identity(account: dict) -> str:
+    """A checksum of a song: what was asked for, and what it sings."""
+    return hashlib.sha256(json.dumps([account["request"], account.get("digest")]).encode()).hexdigest()
+
+
 def changed(before: dict, request: dict) -> list[str]:
     """Which files of the model are not those of an earlier request."""
     return [part for part in MODEL_FILES if before["sha256"].get(part) != request["sha256"].get(part)]
 
 
-def check_account(song: Song, request: dict, force: bool) -> None:
+def check_account(song: Song, request: dict, cfg: SampleConfig) -> None:
     """Raise UserError if a song is to be sung again by another model, unless that is forced."""
-    other = changed(remade(song)["request"], request) if remade(song) and not force else []
-    if other:
-        raise UserError(f"--config {song.lyrics}: was sung with other {' and '.join(other)} than this model "
-                        "has; --force true sings its words with these")
+    for name, path, account in (("--config", song.lyrics, remade(song)),
+                                ("--edit", cfg.edit, cfg.edit and account_in(cfg.edit))):
+        other = changed(account["request"], request) if account and not cfg.force else []
+        if other:
+            raise UserError(f"{name} {path}: was sung with other {' and '.join(other)} than this model has; "
+                            "--force true sings its words with these")
 
 
 def check_outputs(song: Song, cfg: SampleConfig) -> None:
     """`check_output` of the files of a song, its variants and its takes."""
-    paths = [song.lyrics, cfg.manifest, cfg.negative_style, cfg.lexicon,
+    paths = [song.lyrics, cfg.manifest, cfg.negative_style, cfg.lexicon, cfg.edit,
+             cfg.edit and cfg.edit.with_suffix(""),
              *(weighted(name, os.path.isfile)[0] for name in song.styles)]
     for outputs in dict.fromkeys([*outputs_of(song, cfg), *outputs_of(song, cfg, cfg.best_of)]):
         check_output(outputs, [Path(path) for path in paths if path], cfg)
@@ -245,10 +259,31 @@ def account_of(prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mor
     account = content_of(prompt.lyrics, prompt.title) | {
         "id": song.id, "request": request, "settings": dataclasses.asdict(settings),
         "repeats": prompt.repeats, "files": sorted(files),
-        "style": prompt.windows[0][1]["style"][0].tolist(),
+        "style": prompt.style.tolist(),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, **more}
     account["digest"] = digest(json.loads(json.dumps(account, default=str)))
     return json.dumps(account, default=str, ensure_ascii=False, indent=1)
+
+
+def packed(take, path: Path) -> bytes:
+    """A file's bytes with a song's latents and, but for a manifest's songs, the codec's pitch."""
+    if path.suffix != ".pt":
+        return save({"latents": take.latents.contiguous(), "hz": take.hz.contiguous()})
+    latents = io.BytesIO()                       # torch has no clear words for a full disk
+    torch.save(take.latents.clone(), latents)
+    return latents.getvalue()
+
+
+def latents_of(path: Path, account: dict) -> dict[str, torch.Tensor] | None:
+    """The tensors of the song whose account is at `path`; None if no file beside it is the account's."""
+    song = path.with_suffix("")
+    for file in (song.with_name(song.name + ".safetensors"),
+                 song.parent.parent / FOLDERS[2] / f"{song.stem}.pt"):
+        content = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(content).hexdigest() == account.get("latents"):
+            pickled = file.suffix == ".pt"
+            return {"latents": torch.load(file, weights_only=True)} if pickled else load(content)
+    return None
 
 
 def content_of(lyrics: Lyrics, title: str) -> dict:
@@ -272,13 +307,12 @@ def write(take, prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mo
         def at(path: Path) -> Path:
             return stack.enter_context(replacing(path))
 
+        latents = packed(take, outputs.latents)
         account = account_of(prompt, request, cfg, outputs, plan=plan or before, seconds=seconds,
-                             **more)
+                             latents=hashlib.sha256(latents).hexdigest(), **take.about, **more)
         at(outputs.account).write_text(account, encoding="utf-8", errors="backslashreplace")
-        if outputs.latents:
-            latents = io.BytesIO()                           # torch has no clear words for a full disk
-            torch.save(take.latents.clone(), latents)
-            at(outputs.latents).write_bytes(latents.getbuffer())
+        at(outputs.latents).write_bytes(latents)
+        if outputs.original:
             write_wave(at(outputs.original), take.wave, rate_hz, outputs.original)
         path, wave = at(outputs.song), take.wave[:, :round(prompt.duration_s * rate_hz)]
         write_wave(path, wave, rate_hz, outputs.song)

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from config import Preset, SampleConfig, SingSettings, UserError, within
-from sample import Model, Prompts, frames_of, resolve, validate
+from sample import Model, Prompts, frames_of
+from songs.asked import resolve, validate
 from songs.files import outputs_of
 from songs.manifest import Song, locate_beside, read_manifest, song_of
 from songs.takes import chooser_of, reported, sing_manifest
@@ -123,7 +124,7 @@ def make_pairs(cfg: PairsConfig) -> None:
             (asked.out_dir / name).unlink(missing_ok=True)
     processes.wait()
 
-    sung = sing_manifest(asked, processes, (Prompts, Model, resolve), first)
+    sung = sing_manifest(asked, processes, (Prompts, Model), first)
     make_folder(asked.out_dir / "pairs")
     names = [song["id"] for song in sung if song["status"] != "failed"]
     for name in names[processes.rank::processes.world]:

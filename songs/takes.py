@@ -7,6 +7,7 @@ process or by many that torchrun started).
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import sys
 import time
@@ -14,9 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from config import SONG_ERRORS, SampleConfig, UserError
 from lyrics.timing import Lyrics, Part, Word
+from songs.asked import resolve
 from songs.files import Outputs, check_outputs, check_plan, outputs_of, request_of, write
 from songs.manifest import Report, Song, read_manifest, song_of
 from support.files import describe, read_json
@@ -26,9 +29,13 @@ from support.processes import Processes
 Jobs = list[tuple[dict, Outputs]]        # the variants or the takes of a song: requests and files
 
 
-def jobs_of(song: Song, files: ModelFiles, cfg: SampleConfig, first: int = 0) -> Jobs:
-    """The requests and files of a song's variants or takes, which count from `first`."""
-    return [(request_of(song, first + i, files, cfg), outputs)
+def jobs_of(song: Song, files: ModelFiles, cfg: SampleConfig, first: int = 0,
+            before: dict | None = None) -> Jobs:
+    """The requests and files of a song's variants or takes, which count from `first`.
+
+    Args: before, the account of the song that is edited.
+    """
+    return [(request_of(song, first + i, files, cfg, before), outputs)
             for i, outputs in enumerate(outputs_of(song, cfg, cfg.best_of))]
 
 
@@ -59,18 +66,18 @@ def judge_of(cfg: SampleConfig) -> list:
 
 
 def sing_takes(model, prompt, jobs: Jobs, cfg: SampleConfig, scorer: Callable | None,
-               bars: bool = True) -> Iterator[tuple[dict, Outputs, dict[str, float]]]:
+               bar: Callable) -> Iterator[tuple[dict, Outputs, dict[str, float]]]:
     """Sing and write every variant or, with a scorer, the takes and the best one under the song's own name.
 
     Takes that exist are not sung again. Ties go to the first.
 
-    Args: model and prompt as in sample.py; bars, whether to show progress.
+    Args: model and prompt as in sample.py; bar, which wraps the steps as tqdm does.
     Yields: request, files and seconds of each finished song.
     """
     if scorer is None:
         for request, outputs in jobs:
             check_plan(outputs, prompt.plan, prompt.song.lyrics)
-            take = model.sing(prompt, request["seed"], cfg, bars)
+            take = model.sing(prompt, request["seed"], cfg, bar)
             write(take, prompt, request, cfg, outputs)
             yield request, outputs, take.seconds
         return
@@ -81,14 +88,14 @@ def sing_takes(model, prompt, jobs: Jobs, cfg: SampleConfig, scorer: Callable | 
     for request, outputs in jobs:
         take = None
         if not outputs.made(request, False):
-            take = model.sing(prompt, request["seed"], cfg, bars)
+            take = model.sing(prompt, request["seed"], cfg, bar)
             write(take, bare, request, no_page, outputs, candidate_of=best.song.name)
         value = scores[request["seed"]] = scorer(outputs.song, read_json(outputs.account))
         print(f"{outputs.song}: {cfg.scorer} {value:.4f}", flush=True)
         if leader is None or value > leader[0]:
             leader = value, request, take
     _, request, take = leader
-    take = take or model.sing(prompt, request["seed"], cfg, bars)        # an earlier run sang it
+    take = take or model.sing(prompt, request["seed"], cfg, bar)        # an earlier run sang it
     write(take, prompt, request, cfg, best, best_of={"by": judge_of(cfg), "scores": scores})
     yield request, best, take.seconds
 
@@ -124,10 +131,10 @@ def reported(name: str, report: Report | None = None) -> Iterator[None]:
 def sing_manifest(cfg: SampleConfig, processes: Processes, stages: tuple, first: int = 0) -> list[dict]:
     """Sing this process's share of a manifest's songs. Returns: what became of each song, of all processes.
 
-    Args: stages, the classes Prompts and Model and the function `resolve` of sample.py, which imports this
-        module; first, the number of each song's first variant.
+    Args: stages, the classes Prompts and Model of sample.py, which imports this module; first, the number of
+        each song's first variant.
     """
-    make_prompts, load_model, resolve = stages
+    make_prompts, load_model = stages
     files, device = processes.one_first(lambda: locate(cfg)), processes.device(cfg.device)
     cfg, report, pending = resolve(cfg, files.preset, device), Report(cfg.out_dir, processes), []
     torch.set_num_threads(cfg.threads)
@@ -160,9 +167,9 @@ def sing_manifest(cfg: SampleConfig, processes: Processes, stages: tuple, first:
     scorer = chooser_of(cfg, device) if ready and cfg.best_of > 1 else None
     for prompt, jobs in ready:
         with reported(prompt.song.id, report):
-            began, bars = time.perf_counter(), processes.world == 1
+            began, bar = time.perf_counter(), functools.partial(tqdm, disable=processes.world > 1)
             left = [job for job in jobs if scorer or not job[1].made(job[0], cfg.page)]
-            sung = [job[:2] for job in sing_takes(model, prompt, left, cfg, scorer, bars)]
+            sung = [job[:2] for job in sing_takes(model, prompt, left, cfg, scorer, bar)]
             jobs = sung if scorer else jobs
             more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
             print(f"{prompt.song.id}: {len(jobs)} x {prompt.duration_s:.1f} s of song in "

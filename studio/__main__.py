@@ -12,7 +12,7 @@ import secrets
 import socket
 from pathlib import Path
 
-from config import DTYPES, SampleConfig, Settings, SingSettings, UserError, one_of, within
+from config import DTYPES, Settings, SingSettings, UserError, one_of, within
 from support.cli import first, parse, run
 
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         except OSError as e:
             raise UserError(f"--port {cfg.port}: {e.strerror}") from None
         port, token = listening.getsockname()[1], secrets.token_urlsafe(24)
-        studio = Studio(cfg.project, SampleConfig(**shared))
+        studio = Studio(cfg.project, shared)
         try:
             server = Server(uvicorn.Config(studio.app(port, token), log_level="warning", access_log=False,
                                            ws="none", lifespan="off", server_header=False,

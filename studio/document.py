@@ -1,23 +1,19 @@
 """A document: the words of a song with their times and singers, as the page edits it, in JSON.
 
-Read `checked` (what a document may be), `lyrics_of` and `lines_of` (document <-> lyrics.timing.Lyrics),
-`with_text` (words that stay in a text keep their times), `report` (what will be sung, and what cannot be).
+Read `checked` (what a document may be), `lyrics_of` and `lines_of` (document <-> lyrics.timing.Lyrics), then
+`report` (what will be sung, and what cannot be). studio/typed.py makes documents of texts.
 """
 
-import dataclasses
-import difflib
 import itertools
 import math
 import re
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 from config import Preset, UserError
-from lyrics import formats
 from lyrics.check import check
 from lyrics.formats.shared import UNPRINTABLE, plainly
-from lyrics.plan import PlanSettings, hundredths, planned
-from lyrics.pronounce import Reader, bare, ipa, say
+from lyrics.plan import PlanSettings
+from lyrics.pronounce import Reader, ipa, say
 from lyrics.timing import Line, Lyrics, Word
 from lyrics.voices import answers, names_of
 from phonemes import CELLS_PER_FRAME, FILLER, WORD_END, SymbolTable, phoneme_grid
@@ -26,10 +22,6 @@ MOST_WORDS, MOST_LINES = 5000, 5000
 LONGEST_S = 3600.0             # of a song
 LONGEST_TEXT = 300             # of a title, a section, a word or its sounds
 MOST_SEED = 2 ** 53 - 1        # up to which JavaScript counts
-# How texts in a format with times begin, or what they hold; the others are told apart by formats.kind_of.
-SIGNS = {"ass": r"\A\s*\[Script Info\]", "vtt": r"\AWEBVTT", "ttml": r"\A\s*<(\?xml|tt)\b",
-         "textgrid": r'\A\s*File type\s*=\s*"ooTextFile"', "srt": r"\A\s*\d+\s*\n\s*[\d:,.]+\s*-->",
-         "lrc": r"^\[\d+:\d\d"}
 
 
 # What a document may be
@@ -42,6 +34,11 @@ def number(low: float, high: float) -> Callable[[object], bool]:
 def is_text(value: object) -> bool:
     """Whether a value is a text of one line that any file can hold."""
     return isinstance(value, str) and len(value) <= LONGEST_TEXT and not UNPRINTABLE.search(value)
+
+
+def is_bool(value: object) -> bool:
+    """Whether a value is true or false."""
+    return isinstance(value, bool)
 
 
 def or_null(accepts: Callable[[object], bool]) -> Callable[[object], bool]:
@@ -59,6 +56,12 @@ def is_take(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9]{1,6}", value, re.ASCII) is not None
 
 
+def is_span(value: object) -> bool:
+    """Whether a value is a list of two times, in order."""
+    within = number(0, LONGEST_S)
+    return isinstance(value, list) and len(value) == 2 and all(map(within, value)) and value[0] < value[1]
+
+
 TEXT = f"a text in one line of at most {LONGEST_TEXT} characters"
 SONG = {"title": (is_text, TEXT), "artist": (is_text, TEXT),
         "style": (is_text, "one of the singers"),
@@ -69,7 +72,7 @@ SONG = {"title": (is_text, TEXT), "artist": (is_text, TEXT),
         "lines": (lambda value: isinstance(value, list) and len(value) <= MOST_LINES,
                   f"a list of at most {MOST_LINES} lines")}
 LINE = {"section": (lambda value: is_text(value) and not set("[]") & set(value), f"{TEXT}, without brackets"),
-        "backing": (lambda value: isinstance(value, bool), "true or false"),
+        "backing": (is_bool, "true or false"),
         "style": (or_null(is_text), "null, or one of the singers"),
         "words": (lambda value: isinstance(value, list), "a list of words")}
 WORD = {"word": (lambda value: is_text(value) and value.strip() == value != "", f"{TEXT}, not empty"),
@@ -79,32 +82,35 @@ WORD = {"word": (lambda value: is_text(value) and value.strip() == value != "", 
 
 
 def fields(value: object, known: dict[str, tuple[Callable, str]], place: str) -> dict:
-    """An object whose fields are all `known` ones and are as they should be. Raises: UserError."""
+    """An object whose fields are the `known` ones, in this order. Raises: UserError."""
     if not isinstance(value, dict) or value.keys() != known.keys():
         raise UserError(f"{place}: expected an object of {', '.join(known)}")
     for name, (accepts, expected) in known.items():
         if not accepts(value[name]):
             raise UserError(f"{place}: {name} {repr(value[name])[:40]}: expected {expected}")
-    return value
+    return {name: value[name] for name in known}
 
 
 def checked(value: object, styles: Collection[str]) -> dict:
     """A document, from any value of JSON. Args: styles, the singers. Raises: UserError with the place."""
-    document, count = fields(value, SONG, "document"), itertools.count(1)
+    document, count = fields(value, SONG, "document"), 0
+    document["lines"] = [fields(line, LINE, f"line {i}") for i, line in enumerate(document["lines"], 1)]
     for i, line in enumerate(document["lines"], 1):
-        for word in fields(line, LINE, f"line {i}")["words"]:
-            place = f"line {i}, word {next(count)}"
-            fields(word, WORD, place)
+        for k, word in enumerate(line["words"]):
+            count += 1
+            place = f"line {i}, word {count}"
+            word = fields(word, WORD, place)
             try:
                 word_of(word)
             except ValueError as e:
                 raise UserError(f'{place} "{word["word"]}": {e}') from None
-    for place, style in [("document", document["style"]), *((f"line {i}", line["style"]) for i, line in
-                                                            enumerate(document["lines"], 1))]:
+            line["words"][k] = word
+    if count > MOST_WORDS:
+        raise UserError(f"document: more than {MOST_WORDS} words")
+    for place, style in (("document", document["style"]),
+                         *((f"line {i}", line["style"]) for i, line in enumerate(document["lines"], 1))):
         if style is not None and style not in styles:
             raise UserError(f"{place}: style {style}: expected one of {', '.join(styles)}")
-    if next(count) > MOST_WORDS + 1:
-        raise UserError(f"document: more than {MOST_WORDS} words")
     return document
 
 
@@ -117,57 +123,24 @@ def empty(style: str) -> dict:
 # Document <-> lyrics
 
 def word_of(word: dict) -> Word:
-    """A word of a document. Raises: ValueError for times out of order, or sounds that are no ARPAbet."""
+    """A word of a document. Raises: ValueError for times out of order, or sounds that are not ARPAbet."""
     return Word(**word | {"phoneme": None if word["phoneme"] is None else ipa(word["phoneme"])})
 
 
 def lyrics_of(document: dict) -> Lyrics:
     """The lyrics of a document, all with times; its lines are numbered from 1."""
-    return Lyrics(tuple(Line(tuple(map(word_of, line["words"])), section=line["section"],
-                             backing=line["backing"], number=i) for i, line in enumerate(document["lines"], 1)),
-                  document["title"], document["artist"])
+    lines = [Line(tuple(map(word_of, line["words"])), None, None, line["section"], line["backing"], number=i)
+             for i, line in enumerate(document["lines"], 1)]
+    return Lyrics(tuple(lines), document["title"], document["artist"])
 
 
 def lines_of(lyrics: Lyrics) -> list[dict]:
-    """The lines of a document, with nobody in particular to sing them; other voices than the first are backing."""
+    """Lines of a document, for the song's singer; those of other voices than the first are backing."""
     lead = min(names_of(lyrics), default="")
     return [{"section": plainly(line.section), "backing": line.backing or line.voice not in ("", lead),
              "style": None, "words": [
                  {"word": plainly(word.word), "start": round(word.start, 2), "end": round(word.end, 2),
                   "phoneme": word.phoneme} for word in line.words]} for line in lyrics.lines]
-
-
-def kind_of_text(text: str) -> str:
-    """The format of a text that was typed or pasted."""
-    if re.match(r'\s*(\{\s*"|\[\s*\{)', text):
-        return formats.kind_of(Path(".json"), text)
-    return next((kind for kind, sign in SIGNS.items() if re.search(sign, text, re.MULTILINE)),
-                None) or formats.kind_of(Path("text.txt"), text)
-
-
-def with_lyrics(document: dict, new: Lyrics, reader: Reader) -> dict:
-    """A document with other lyrics; words that stay keep their times, sounds and singers.
-
-    A word that is replaced by one word keeps its times; other words without times are planned around them.
-    Raises: UserError if they have no room.
-    """
-    old, new = lyrics_of(document), new.sung()
-    singers = [line["style"] for line in document["lines"] for _ in line["words"]]
-    before, words, styles = old.words, list(new.words), [None] * len(new.words)
-    alike = difflib.SequenceMatcher(None, [bare(word.word) or word.word for word in before],
-                                    [bare(word.word) or word.word for word in words], autojunk=False)
-    for change, a, b, c, d in alike.get_opcodes():
-        for i, j in zip(range(a, b), range(c, d)) if b - a == d - c else ():
-            times = {} if words[j].start is not None else {"start": before[i].start, "end": before[i].end}
-            sounds = words[j].phoneme or (before[i].phoneme if change == "equal" else None)
-            words[j], styles[j] = dataclasses.replace(words[j], phoneme=sounds, **times), singers[i]
-    settings = PlanSettings(bpm=document["bpm"])
-    timed = planned(new.with_words(words), reader, settings, Path("lyrics")).changed(hundredths)
-    lines, rest = lines_of(timed), iter(styles)
-    for line in lines:
-        line["style"] = next(filter(None, [*itertools.islice(rest, len(line["words"]))]), None)
-    return document | {"title": new.title or document["title"], "artist": new.artist or document["artist"],
-                       "lines": lines}
 
 
 # What will be sung
@@ -182,17 +155,20 @@ def report(document: dict, reader: Reader, table: SymbolTable, preset: Preset) -
     places = [(where, line.number in sung) for where, line, _ in lyrics.places()]
     names = dict(zip((where for where, *_ in lyrics.only(sings).places()),
                      (where for where, own in places if own)))
-    found = [{"level": level, "where": names.get(where, where), "text": text} for level, where, text in problems]
+    found = [{"level": level, "where": names.get(where, where), "text": text}
+             for level, where, text in problems]
     found += [{"level": "note", "where": f"line {line.number}", "text": "not sung: another line sounds here"}
               for line in lyrics.lines if line.words and line.number not in sung]
     phonemes, sounds = [], []
     for word in lyrics.words:
         try:
-            word = say(word, reader, table)
+            said = say(word, reader, table)
         except ValueError:                                   # is among the problems
-            word = dataclasses.replace(word, phoneme="")
-        phonemes.append(word.phoneme)
-        sounds.append(sounds_of(word, table, preset.filler, cell_hz))
+            phonemes.append("")
+            sounds.append([])
+            continue
+        phonemes.append(said.phoneme)
+        sounds.append(sounds_of(said, table, preset.filler, cell_hz))
     return {"problems": found, "sounds": sounds, "phonemes": phonemes}
 
 

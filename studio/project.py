@@ -3,7 +3,8 @@
     project.json         the document and its revision, which counts its changes
     takes/3.json         a take: its name, words, singer...; it comes last, and without it there is no take
     takes/3.wav          its sound
-    takes/3.wav.json     its account, from which it can be sung again; a recording has none
+    takes/3.wav.json     its account, from which it can be sung again, and what else sample.py writes beside
+                         a song; a recording has none
 
 Read `Project`.
 """
@@ -42,6 +43,8 @@ class Project:
         for left in folder.glob(f"{WORK}*"):
             shutil.rmtree(left)
         found = {"revision": 0, "document": empty(min(styles))}
+        if not self.path.exists() and any((folder / "takes").iterdir()):
+            raise UserError(f"{folder}: has takes but no {self.path.name}, so it is no project")
         if self.path.exists():
             found = read_json(self.path)
             if not isinstance(found, dict) or type(found.get("revision")) is not int:
@@ -53,7 +56,8 @@ class Project:
         self.takes = {path.stem: read_json(path) for path in (folder / "takes").glob("*.json")
                       if is_take(path.stem)}
         for path in (folder / "takes").iterdir():
-            if path.name.partition(".")[0] not in self.takes:
+            name = path.name.partition(".")[0]
+            if is_take(name) and name not in self.takes:
                 path.unlink()                                # of a take that was not finished
         self.last = max(map(int, [*self.takes, found.get("last", 0)]))
 
@@ -86,17 +90,9 @@ class Project:
 
     # Takes
 
-    def sound(self, name: str) -> Path:
-        """The file of a take's sound."""
-        return self.folder / "takes" / f"{name}.wav"
-
-    def about(self, name: str) -> Path:
-        """The file of what is known of a take."""
-        return self.folder / "takes" / f"{name}.json"
-
-    def account(self, name: str) -> Path:
-        """The file of a take's account."""
-        return self.folder / "takes" / f"{name}.wav.json"
+    def file(self, name: str, ending: str) -> Path:
+        """A file of a take: json, wav, wav.json..."""
+        return self.folder / "takes" / f"{name}.{ending}"
 
     @contextlib.contextmanager
     def work(self) -> Iterator[Path]:
@@ -118,7 +114,7 @@ class Project:
                  "spans": [], "note": ""}
         try:
             yield name, about
-            write_json(self.about(name), about, ensure_ascii=False)
+            write_json(self.file(name, "json"), about, ensure_ascii=False)
             with self.lock:
                 self.takes[name] = about
         except BaseException:
@@ -129,14 +125,15 @@ class Project:
 
     def unlink(self, name: str) -> None:
         """Remove the files of a take, the one without which there is none first."""
-        for path in (self.about(name), self.account(name), self.sound(name)):
+        self.file(name, "json").unlink(missing_ok=True)
+        for path in (self.folder / "takes").glob(f"{name}.*"):
             path.unlink(missing_ok=True)
 
-    def rename(self, name: str, **about: object) -> None:
+    def describe(self, name: str, about: dict) -> None:
         """Change what is known of a take: its name, whether it is starred."""
         with self.lock:
             take = self.takes[name] | about
-            write_json(self.about(name), take, ensure_ascii=False)
+            write_json(self.file(name, "json"), take, ensure_ascii=False)
             self.takes[name] = take
 
     def remove(self, name: str) -> None:

@@ -7,6 +7,7 @@ Read `Guard` (what every request has to pass), then `Studio` (an answer to each 
 import asyncio
 import functools
 import json
+import re
 import secrets
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
@@ -26,17 +27,18 @@ from lyrics.pronounce import reader
 from phonemes import SymbolTable
 from songs.page import peaks
 from songs.picture import strip
-from studio.document import (LONGEST_S, MOST_SEED, MOST_WORDS, checked, is_seed, kind_of_text, number,
-                             or_null, report, with_lyrics)
-from studio.jobs import MOST_QUEUED, Full, Jobs, Singer
+from studio.document import (LONGEST_S, LONGEST_TEXT, MOST_SEED, MOST_WORDS, checked, is_bool, is_text,
+                             or_null, report)
+from studio.exchange import EXPORTS, exported, recording, words_in
+from studio.jobs import ASKED, MOST_BEST_OF, MOST_QUEUED, Full, Job, Jobs, Singer
 from studio.project import Project, Stale
+from studio.typed import kind_of_text, with_lyrics
 from style import named_styles
-from support.audio import read_wave
+from support.audio import READABLE, read_wave
 from support.files import ROOT, describe, json_of
 from support.hub import locate
 
 MOST_JSON, MOST_TEXT, MOST_SOUND = 1 << 20, 1 << 20, 64 << 20        # bytes
-MOST_TAKES = 16                # of which the best is chosen
 PEAKS_PER_S = 100
 WIDEST, FINEST = 16_000, 100.0               # of a spectrogram: pixels, columns a second
 PAGE = Path(__file__).parent / "page"
@@ -143,9 +145,14 @@ def anything(value: object) -> bool:
 
 
 class Studio:
-    """A project, its singer, and the pages that look on."""
+    """A project, its singer, and the pages that look on.
 
-    def __init__(self, folder: Path, cfg: SampleConfig):
+    Args: folder of the project; settings of sample.py that all songs share; `style` names the singers.
+    Raises: UserError for a model or a project that cannot be used.
+    """
+
+    def __init__(self, folder: Path, settings: dict):
+        cfg = SampleConfig(**settings)
         self.files = locate(cfg)
         self.styles = list(cfg.style or named_styles(self.files.styles))
         if not self.styles:
@@ -153,8 +160,10 @@ class Studio:
         self.project = Project(folder, self.styles)
         self.reader = reader(self.files.phonemizer, cfg.lexicon)
         self.table = SymbolTable(self.reader.symbols)
+        self.rate_hz = self.files.preset.codec.sample_rate_hz
         self.cfg, self.pages, self.loop = cfg, set(), None
-        self.jobs = Jobs(Singer(self.project, cfg, self.files).sing, self.tell)
+        self.singer = Singer(self.project, settings | {"style": None})
+        self.jobs = Jobs(self.singer.sing, self.tell)
         self.static = {path.name: path for path in (*PAGE.glob("*.js"), *PAGE.glob("*.css"),
                                                     ROOT / "songs" / "timeline.js")}
         self.drawn = functools.lru_cache(maxsize=8)(self.draw)
@@ -173,9 +182,13 @@ class Studio:
                 Route("/api/document", self.put, methods=["PUT"]),
                 Route("/api/lyrics", self.lyrics, methods=["POST"]),
                 Route("/api/check", self.check, methods=["POST"]),
+                Route("/api/import", self.bring, methods=["POST"]),
                 Route("/api/sing", self.sing, methods=["POST"]),
                 Route("/api/cancel", self.cancel, methods=["POST"]),
                 Route("/api/events", self.events),
+                Route("/api/export/{kind}", self.export),
+                Route("/api/takes/{name}", self.rename, methods=["POST"]),
+                Route("/api/takes/{name}", self.remove, methods=["DELETE"]),
                 Route("/api/takes/{name}/audio", self.audio),
                 Route("/api/takes/{name}/peaks", self.peaks),
                 Route("/api/takes/{name}/spectrogram", self.spectrogram)]
@@ -195,9 +208,9 @@ class Studio:
         """Everything that a page shows but sound."""
         return JSONResponse({
             **self.project.state(), **self.jobs.state(), "styles": self.styles, "model": self.cfg.model,
-            "sounds_of": self.reader.symbols, "exports": [], "limits": {
-                "json": MOST_JSON, "text": MOST_TEXT, "sound": MOST_SOUND, "words": MOST_WORDS,
-                "seconds": LONGEST_S, "seed": MOST_SEED, "queue": MOST_QUEUED, "best_of": MOST_TAKES}})
+            "sounds_of": self.reader.symbols, "exports": EXPORTS, "limits": {
+                "document": MOST_JSON, "text": MOST_TEXT, "sound": MOST_SOUND, "words": MOST_WORDS,
+                "seconds": LONGEST_S, "seed": MOST_SEED, "queue": MOST_QUEUED, "best_of": MOST_BEST_OF}})
 
     def tell(self, event: dict) -> None:
         """Send an event to all pages; from any thread."""
@@ -260,27 +273,52 @@ class Studio:
         return JSONResponse(await run_in_threadpool(report, document, self.reader, self.table,
                                                     self.files.preset))
 
+    async def bring(self, request: Request) -> Response:
+        """A document with the words of a file; of a sound file, also a take."""
+        name = request.query_params.get("name", "")[-LONGEST_TEXT:]
+        suffix = Path(name).suffix.lower()
+        sound = suffix in READABLE
+        if not re.fullmatch("[.][a-z0-9]{1,12}", suffix):
+            raise UserError(f"{name}: unknown ending; expected a sound file or lyrics")
+        body = await body_of(request, MOST_SOUND if sound else MOST_TEXT)
+
+        def made() -> dict:
+            with self.project.work() as work:
+                path = work / f"import{suffix}"
+                path.write_bytes(body)
+                try:
+                    new = words_in(path) if sound else formats.read(path)
+                    take = {"take": recording(self.project, path, name, self.rate_hz)} if sound else {}
+                except UserError as e:
+                    raise UserError(str(e).replace(str(path), name)) from None
+            document = self.project.state()["document"]
+            if new:
+                document = checked(with_lyrics(document, new, self.reader), self.styles)
+            return {"document": document, **take}
+        answer = await run_in_threadpool(made)
+        if sound:
+            self.spread({"type": "state"})
+        return JSONResponse(answer)
+
     # Songs
 
     async def sing(self, request: Request) -> Response:
         """Queue a song of the document as it is now."""
-        revision, *asked = await json_in(
-            request, revision=anything, take=anything, span=anything, seed=or_null(is_seed),
-            variation=or_null(number(0, 1)),
-            best_of=or_null(lambda x: type(x) is int and 1 <= x <= MOST_TAKES))
-        asked = dict(zip(("take", "span", "seed", "variation", "best_of"), asked))
+        revision, *asked = await json_in(request, revision=anything, **ASKED)
         state = self.project.state()
         if revision != state["revision"]:
             return self.stale()
+        job = Job(state["document"], dict(zip(ASKED, asked)))
+        self.singer.steps(job)                               # a mistake is told at once
         try:
-            job = self.jobs.add(state["document"], asked)
+            self.jobs.add(job)
         except Full:
             return refusal(429, f"{MOST_QUEUED} songs wait already")
         return JSONResponse({"job": job.shown()})
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a song."""
-        [job] = await json_in(request, job=lambda x: isinstance(x, str))
+        [job] = await json_in(request, job=lambda value: isinstance(value, str))
         try:
             self.jobs.cancel(job)
         except KeyError:
@@ -289,28 +327,60 @@ class Studio:
 
     # Takes
 
-    def take(self, request: Request) -> dict:
-        """The take of a request. Raises: HTTPException 404."""
-        found = self.project.takes.get(request.path_params["name"])
+    def take(self, name: str | None) -> dict:
+        """A take by its name. Raises: HTTPException 404."""
+        found = self.project.takes.get(name)
         if found is None:
             raise HTTPException(404, "there is no such take")
         return found
 
+    async def rename(self, request: Request) -> Response:
+        """Change a take's name, or star it."""
+        take = self.take(request.path_params["name"])
+        about = await json_in(request, name=or_null(is_text), starred=or_null(is_bool))
+        about = {key: value for key, value in zip(("name", "starred"), about) if value is not None}
+        await run_in_threadpool(self.project.describe, take["id"], about)
+        self.spread({"type": "state"})
+        return JSONResponse({})
+
+    async def remove(self, request: Request) -> Response:
+        """Remove a take that nothing needs."""
+        name = self.take(request.path_params["name"])["id"]
+        if self.project.document["take"] == name:
+            return refusal(409, f"take {name} is shown")
+        if self.jobs.needs(name):
+            return refusal(409, f"a song that is to be sung begins with take {name}")
+        await run_in_threadpool(self.project.remove, name)
+        self.spread({"type": "state"})
+        return JSONResponse({})
+
+    def export(self, request: Request) -> Response:
+        """A file of a take."""
+        kind, take = request.path_params["kind"], self.take(request.query_params.get("take"))
+        if kind not in EXPORTS:
+            return refusal(404, f"expected one of {', '.join(EXPORTS)}")
+        with self.project.work() as work:
+            path = exported(self.project, kind, take, Path(self.cfg.model).name, work)
+            name = urllib.parse.quote(path.name)
+            return Response(path.read_bytes(), media_type="application/octet-stream",
+                            headers={"Content-Disposition": f"attachment; filename*=utf-8''{name}"})
+
     def audio(self, request: Request) -> Response:
         """A take's sound; a page asks for parts of it."""
-        return FileResponse(self.project.sound(self.take(request)["id"]), media_type="audio/wav")
+        name = self.take(request.path_params["name"])["id"]
+        return FileResponse(self.project.file(name, "wav"), media_type="audio/wav")
 
     def peaks(self, request: Request) -> Response:
         """How loud a take is."""
-        return JSONResponse(self.drawn(self.take(request)["id"])[0])
+        return JSONResponse(self.drawn(self.take(request.path_params["name"])["id"])[0])
 
     def spectrogram(self, request: Request) -> Response:
         """A picture of a take."""
-        return Response(self.drawn(self.take(request)["id"])[1], media_type="image/png")
+        return Response(self.drawn(self.take(request.path_params["name"])["id"])[1], media_type="image/png")
 
     def draw(self, name: str) -> tuple[dict, bytes]:
         """Peaks and spectrogram of a take."""
-        wave, rate_hz = read_wave(self.project.sound(name))
+        wave, rate_hz = read_wave(self.project.file(name, "wav"))
         picture = strip(wave, rate_hz, min(FINEST, WIDEST * rate_hz / wave.shape[1]))
         return {"rate": PEAKS_PER_S, "peaks": peaks(wave, rate_hz, PEAKS_PER_S)}, picture
 

@@ -197,14 +197,23 @@ def limit(wave: Tensor, peaks: Tensor, ceiling: float) -> Tensor:
     return wave * F.interpolate(gain, scale_factor=BLOCK, mode="linear")[0, :, :wave.shape[1]]
 
 
-def master(wave: Tensor, rate_hz: int, samples: int) -> Tensor:
+def limited(wave: Tensor) -> Tensor:
+    """A wave (W, N) without true peaks above -1 dB."""
+    ceiling = 10 ** (PEAK_DB / 20)
+    return limit(wave, true_peaks(wave), ceiling).clamp(-ceiling, ceiling)
+
+
+def master(wave: Tensor, rate_hz: int, samples: int) -> tuple[Tensor, list[float]]:
     """Bring wave (W, N) to -14 LUFS with true peaks at -1 dB at most; silence stays silence.
 
     Loudness and mean are measured over the first `samples`: what follows is not part of the song.
+    Returns: the wave; the gain that it got before its peaks were limited, then what was subtracted from each
+        channel.
     Differs: the original divides each channel by its peak, which moves the stereo image, and may clip.
     """
     ceiling = 10 ** (PEAK_DB / 20)
-    wave = wave.double() - wave[:, :samples].double().mean(1, keepdim=True)
+    means = wave[:, :samples].double().mean(1)
+    wave = wave.double() - means[:, None]
     peaks, now, gain_db = true_peaks(wave), loudness_lufs(wave[:, :samples], rate_hz), 0.0
     for _ in range(6):                                       # limiting lowers the loudness: raise the gain
         if now is not None:
@@ -216,7 +225,7 @@ def master(wave: Tensor, rate_hz: int, samples: int) -> Tensor:
         now = loudness_lufs(out[:, :samples], rate_hz)
         if now is None or abs(now - LOUDNESS_LUFS) < 0.05 or gain_db == MOST_GAIN_DB and now < LOUDNESS_LUFS:
             break
-    return out.clamp(-ceiling, ceiling).float()
+    return out.clamp(-ceiling, ceiling).float(), [scale, *means.tolist()]
 
 
 def write_wave(path: Path, wave: Tensor, rate_hz: int, name: Path) -> None:

@@ -33,7 +33,9 @@ PARENT = os.getppid()          # as this process began: torchrun, if that starte
 # Settings that an account lacks whose song was sung before they existed.
 BEFORE = {"solver": "euler", "sway": 0.0}
 # Settings that an account may not say anything about.
-NOT_OF_A_SONG = ("overwrite", "force", "best_of", "batch_infer_num", "manifest", "out_dir", "format")
+NOT_OF_A_SONG = ("overwrite", "force", "best_of", "batch_infer_num", "manifest", "out_dir", "format", "edit")
+# Settings that say what an edit sings again: of no interest to the next edit.
+OF_AN_EDIT = ("span", "line", "variation", "lead")
 # Settings that let code run.
 CODE = ("trust_vae", "data.pipe", "scorer")
 NUMBERS = "numbers with commas between them"
@@ -107,6 +109,9 @@ def parse(cls: type, doc: str, argv: list[str] | None = None,
     if unknown:
         reject(unknown[0], [flag_of(name) for name in settings], "unknown setting")
     flags, values = vars(known), {}
+    if "edit" in flags:                                      # as the song before, which --config overrides
+        values = {name: value for name, value in read_config(flags["edit"], settings, recipes).items()
+                  if name not in OF_AN_EDIT}
     for source in flags.pop("config", []):
         values |= read_config(source, settings, recipes)
     return assemble(cls, values | typed(flags, settings, flag_of))

@@ -64,7 +64,7 @@ def test_the_command(tiny_folder, tmp_path):
     wave, rate = soundfile.read(out)
     assert rate == RATE and wave.shape == (round(9.75 * RATE),)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "song.flac", "song.flac.json", "song.html", "song.png"]
+        "song.flac", "song.flac.json", "song.flac.safetensors", "song.html", "song.png"]
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tiny_folder, tmp_path):
@@ -271,7 +271,8 @@ def test_a_failed_write_leaves_the_old_song(sing, monkeypatch, tmp_path, failure
     with pytest.raises(UserError, match="song.wav: "):
         sing("--seed", "5")
     assert (tmp_path / "song.wav").read_bytes() == old
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["song.wav", "song.wav.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "song.wav", "song.wav.json", "song.wav.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +288,7 @@ def test_the_embedded_model_sings_in_time(baby, voice):
     """Each phrase of hello.json is heard when its first word begins; between them are breaths at most."""
     prompts, model, cfg = baby
     latents = model.latents(prompts.make(Song("", HELLO, (voice,), (), 10.0, 0)), 0, cfg)
-    wave = master(model.codec.decode(latents)[0, :, :10 * RATE], RATE, 10 * RATE)[0]
+    wave = master(model.codec.decode(latents)[0, :, :10 * RATE], RATE, 10 * RATE)[0][0]
     power = wave.unfold(0, 240, 120).square().mean(1)        # 10 ms, every 5 ms
     heard = power > 3e-2 * power.quantile(0.95)              # 15 dB below the loudest: a breath is less
     starts, ends = [0.5, 2.6, 5.8], [2.0, 5.2, 9.5]
@@ -470,8 +471,8 @@ def test_a_part_begins_at_its_sample(tiny, monkeypatch):
     prompt = make(HELLO, 10.0, from_=3.5, to=6.0)
     monkeypatch.setattr(model.codec, "decode",
                         lambda latents, progress: torch.arange(latents.shape[1] * 512.0)[None, None])
-    monkeypatch.setattr(sample, "master", lambda wave, rate, samples: wave[:, :samples])
-    wave = model.sing(prompt, 0, cfg, False).wave[0]
+    monkeypatch.setattr(sample, "master", lambda wave, rate, samples: (wave[:, :samples], []))
+    wave = model.sing(prompt, 0, cfg, lambda steps, **about: steps).wave[0]
     assert len(wave) == 2.5 * RATE and wave[0] + 164 * 512 == 3.5 * RATE
 
 

@@ -108,7 +108,7 @@ class Singer:
         made, codec, ear = [], self.model("float32").codec, small_ear()
         for k, prompt in enumerate(self.prompts(case.frames)[:few]):
             rate_hz, seconds = codec.config.sample_rate_hz, prompt.duration_s
-            wave = master(codec.decode(self.latents(case, k)[None])[0], rate_hz, round(seconds * rate_hz))
+            wave, _ = master(codec.decode(self.latents(case, k)[None])[0], rate_hz, round(seconds * rate_hz))
             words = [asdict(word) for word in prompt.lyrics.words]
             made.append(measures(wave, rate_hz, {"word": words, "settings": {"duration": seconds}}, ear))
         return made

@@ -192,7 +192,7 @@ def test_a_song_that_was_cut_short_is_still_ours(sing, tmp_path, monkeypatch):
             "    os.kill(os.getpid(), 9) if len(done) == int(sys.argv[1]) else real(self, target)\n"
             "Path.replace = replace\nsample.main(sys.argv[2:])\n")
     model = json.loads(account.read_text())["settings"]["model"]
-    for renames in (4, 6):                                   # tags, the picture and an account came before
+    for renames in (5, 7):                                   # tags, the picture and an account came before
         ended = subprocess.run([sys.executable, "-c", code, str(renames), "--model", model, "--out",
                                 str(tmp_path / "song.wav"), "--seed", "8"], cwd=ROOT, capture_output=True)
         assert ended.returncode == -signal.SIGKILL
@@ -200,7 +200,7 @@ def test_a_song_that_was_cut_short_is_still_ours(sing, tmp_path, monkeypatch):
     sing("--seed", "8")
     assert "unfinished" not in json.loads(account.read_text())
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "song.html", "song.png", "song.wav", "song.wav.json"]          # and no temporary files
+        "song.html", "song.png", "song.wav", "song.wav.json", "song.wav.safetensors"]     # no temporary files
 
 
 # Temporary files and locks

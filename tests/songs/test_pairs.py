@@ -289,8 +289,9 @@ def test_best_of(tiny_folder, tmp_path, capsys):
     out = tmp_path / "song.wav"
     sung_by(tiny_folder, "--best-of", 3, "--out", out, "--lyrics", ROOT / "examples" / "song.txt")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([
-        "song.wav", "song.wav.json", "song.html", "song.png", "song.plan.lrc",
-        *(f"song-{i}.wav{end}" for i in (1, 2, 3) for end in ("", ".json"))])
+        "song.html", "song.png", "song.plan.lrc", *(
+            f"{name}.wav{end}" for name in ("song", "song-1", "song-2", "song-3")
+            for end in ("", ".json", ".safetensors"))])
     first, second = ((tmp_path / f"song-{i}.wav").read_bytes() for i in (1, 2))
     assert out.read_bytes() == second != first
     about = read(tmp_path / "song.wav.json")

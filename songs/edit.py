@@ -1,0 +1,447 @@
+"""Sing a part of a finished song again, and leave the rest as it is, to the bit.
+
+Read `Before` (a finished song), `edit_of` (which spans of it are sung again: where `changes` finds that words
+differ, and what --span and --line name), `sing_again` (latents outside are kept at every step, see
+sampler.keeping), then `spliced` (the new sound fades into the old one). An edit's account holds those of all
+songs that it comes from: `before_of` makes them again if need be.
+
+Axes: T latent frames, C latent channels, W wave channels, N samples, n frames of a codec's pitch.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from config import Guidance, Preset, SampleConfig, UserError
+from data import windows
+from lyrics import formats
+from lyrics.timing import Line, Lyrics, Part, Word
+from phonemes import CELLS_PER_FRAME, SymbolTable
+from sampler import sample_windows, time_grid
+from songs.files import Outputs, account_in, latents_of
+from songs.manifest import SAME_S, Song
+from songs.tunes import noise_of, repeated
+from support.audio import limited, read_wave
+from support.cli import parse
+from support.files import write_json
+
+SUNG_S = 0.06                  # sung again around words that change: sounds lean on their neighbours
+FADE_S = 0.04                  # beyond it, old sound fades into new; the latents are the same there
+CONTEXT_S = 5.0                # of kept song that the network sees on either side
+LOSSLESS = (".wav", ".flac")
+OWN = ("chain", "versions", "seconds", "files", "plan")      # entries that a chain of accounts needs not
+LEAD_SEED = 2 ** 62            # what tells the noise of frames that are put in front from a song's own
+
+class Before(NamedTuple):
+    """A finished song that is to be edited."""
+    account: dict
+    latents: Tensor              # (T, C)
+    hz: Tensor                   # (n,) pitch with which the codec sang; (0,) if it needs none
+    wave: Tensor                 # (W, N) as its file holds it
+
+    @property
+    def chain(self) -> list[dict]:
+        """The accounts of all songs that led to this one, itself last."""
+        own = {key: value for key, value in self.account.items() if key not in OWN}
+        return [*self.account.get("chain", []), own]
+
+
+class Stretch(NamedTuple):
+    """Spans that the network sings at once, with kept song around them."""
+    first: int                   # frames that the network sees
+    end: int
+    style: Tensor                # (E,)
+    spans: list[tuple[int, int]]
+    windows: list[tuple[int, dict[str, Tensor]]]
+
+
+class Edit(NamedTuple):
+    """What of a song is sung again. Frames and seconds count from the new song's start."""
+    before: Before
+    lead: int                    # frames that are put in front of the song
+    frames: int                  # of the song
+    spans: list[tuple[int, int]]
+    parts: list[Stretch]
+    moved: list[tuple[int, int, int]]            # words that take their tune with them: to, from, frames
+    variation: float             # 0: the tune of before; 1: that of the seed
+    styled: bool                 # whether the spans have a style of their own
+    words: list[str]             # what changed, for people
+
+
+# The song as it is
+
+def before_of(song: Song, cfg: SampleConfig, sing: Callable[[SampleConfig], Path]) -> Before | None:
+    """The song that --edit names, or that the edit was made from whose account is to be sung again.
+
+    What no file holds, `sing` makes again from accounts. None if nothing is edited.
+    Raises: UserError if --edit is no account, or one of a part.
+    """
+    again = account_in(song.lyrics) or {}
+    chain = again.get("chain") if cfg.edit is None and song.styles == (str(song.lyrics),) else None
+    if cfg.edit is None and not chain:
+        if cfg.span or cfg.line or cfg.lead or cfg.variation is not None:
+            raise UserError("--line, --span, --variation, --lead: say what is sung again; --edit names the song")
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        if chain:
+            return saved(remade(chain, cfg, Path(folder), sing))
+        account = account_in(cfg.edit)
+        if account is None:
+            raise UserError(f"--edit {cfg.edit}: expected a song's account, the NAME.json beside it")
+        if "whole" in account:
+            raise UserError(f"--edit {cfg.edit}: is a part of a song (--from, --to); expected a whole one")
+        found = saved(cfg.edit)
+        if found is None:                                    # its latents are gone: the same again
+            made = saved(remade([*account.get("chain", []), account], cfg, Path(folder), sing))
+            path = cfg.edit.with_suffix("")
+            wave = read_wave(path)[0] if path.suffix in LOSSLESS and path.is_file() else made.wave
+            found = made._replace(account=account | {"level": made.account["level"]}, wave=wave)
+        return found
+
+
+def saved(path: Path) -> Before | None:
+    """The song beside an account, if its files are there and are those of the account."""
+    account, song = account_in(path), path.with_suffix("")
+    tensors = latents_of(path, account)
+    if tensors is None or not song.is_file():
+        return None
+    latents = tensors["latents"]
+    return Before(account, latents, tensors.get("hz", latents.new_zeros(0)), read_wave(song)[0])
+
+
+def remade(chain: list[dict], cfg: SampleConfig, folder: Path,
+           sing: Callable[[SampleConfig], Path]) -> Path:
+    """Sing the songs of a chain one after another; the account of the last."""
+    own = {"model": cfg.model, "vae": cfg.vae, "phonemizer": cfg.phonemizer, "device": cfg.device,
+           "threads": cfg.threads, "offline": cfg.offline, "style-encoder": cfg.style_encoder,
+           "force": cfg.force}
+    flags = [f"--{name}={value}" for name, value in own.items() if value is not None]
+    before = []
+    for i, account in enumerate(chain):
+        write_json(folder / f"{i}.json", {key: value for key, value in account.items() if key != "chain"})
+        ending = Path(account["settings"]["out"]).suffix
+        out = folder / f"{i}-sung{ending}"
+        sing(parse(SampleConfig, "", [*before, "--config", str(folder / f"{i}.json"), "--out", str(out),
+                                      "--page=false", *flags]))
+        before = ["--edit", f"{out}.json"]
+    return Path(f"{out}.json")
+
+
+# What is sung again
+
+def changes(old: Lyrics, new: Lyrics) -> tuple[list[tuple[float, float]], list[tuple], list[str]]:
+    """How the words of two songs differ: in times, by more than SAME_S, or in sounds.
+
+    Returns: spans in seconds, not in order; words that only moved, as (start before, start now, seconds that
+        they last at least); a line about each change.
+    """
+    def alike(a: Word, b: Word) -> bool:
+        def sounds(word: Word) -> list:
+            return [word.phoneme, *(phone.text for phone in word.phones)]
+
+        times = [(part.start, part.end) for word in (a, b) for part in (word, *word.phones)]
+        half = len(times) // 2
+        return sounds(a) == sounds(b) and all(
+            abs(x - y) <= SAME_S for one, other in zip(times[:half], times[half:])
+            for x, y in zip(one, other))
+
+    rest, fresh = [*old.words], []
+    for word in new.words:
+        twin = next((other for other in rest if abs(other.start - word.start) <= SAME_S
+                     and alike(other, word)), None)
+        if twin:
+            rest.remove(twin)
+        else:
+            fresh.append(word)
+    spans, moved, told = [(word.start, word.end) for word in (*rest, *fresh)], [], []
+    matches = difflib.SequenceMatcher(None, *([(word.word, word.phoneme) for word in words]
+                                              for words in (rest, fresh)), autojunk=False)
+    for kind, a, b, c, d in matches.get_opcodes():
+        names = [" ".join(word.word for word in words) for words in (rest[a:b], fresh[c:d])]
+        if kind != "equal":
+            told.append({"replace": '"{1}" for "{0}"', "delete": 'without "{0}"',
+                         "insert": 'with "{1}"'}[kind].format(*names))
+            continue
+        for was, now in zip(rest[a:b], fresh[c:d]):
+            seconds = [word.end - word.start for word in (was, now)]
+            if abs(was.start - now.start) > SAME_S:
+                moved.append((was.start, now.start, min(seconds)))
+            more = seconds[1] - seconds[0]
+            told.append(f'"{now.word}" {now.start - was.start:+.2f} s'
+                        + f", {more:+.2f} s long" * (abs(more) > SAME_S))
+    return spans, moved, told
+
+
+def span_of(text: str, duration_s: float) -> tuple[float, float]:
+    """The seconds that a --span names. Raises: UserError."""
+    numbers = re.fullmatch(r"(\d+(?:\.\d*)?)-(\d+(?:\.\d*)?)", text)
+    begin, end = map(float, numbers.groups()) if numbers else (1.0, 0.0)
+    if not 0 <= begin < end <= duration_s + SAME_S:
+        raise UserError(f"--span {text}: expected seconds of the song, such as 1.5-3.25, {duration_s:.2f} at "
+                        "most")
+    return begin, end
+
+
+def line_of(number: int, lines: Sequence[Line]) -> tuple[float, float]:
+    """The seconds of a line, counted from 1. Raises: UserError."""
+    if not 1 <= number <= len(lines):
+        raise UserError(f"--line {number}: the song has {len(lines)} lines")
+    words = lines[number - 1].words
+    return words[0].start, max(word.end for word in words)
+
+
+def words_of(before: Before, lead_s: float) -> Lyrics:
+    """The words of the song before, `lead_s` later."""
+    words = {key: before.account.get(key) for key in ("word", "segment")}
+    return later(formats.parse(json.dumps(words), "jam", "the song before"), lead_s)
+
+
+def later(lyrics: Lyrics, seconds: float) -> Lyrics:
+    """Lyrics whose times are `seconds` later."""
+    def moved(part: Line | Word | Part) -> Line | Word | Part:
+        inner = {name: tuple(map(moved, value)) for name, value in vars(part).items()
+                 if name in ("words", "phones", "syllables")}
+        times = {name: None if time is None else time + seconds for name, time in
+                 (("start", part.start), ("end", part.end))}
+        return dataclasses.replace(part, **inner, **times)
+    return dataclasses.replace(lyrics, lines=tuple(map(moved, lyrics.lines)))
+
+
+def style_at(chain: Sequence[dict], frame: int) -> Tensor:
+    """The style (E,) with which a frame was sung; the newest edit that styled it says so."""
+    for account in reversed(chain[1:]):
+        edit = account["edit"]
+        if edit["styled"] and any(a <= frame < b for a, b in edit["frames"]):
+            return torch.tensor(account["style"])
+        frame -= edit["lead"]
+    return torch.tensor(chain[0]["style"])
+
+
+def carried(given: Lyrics, before: Before, cfg: SampleConfig, frame_hz: float) -> Lyrics:
+    """The words of an edit; those of the song before are `cfg.lead` later."""
+    same = cfg.edit is not None and cfg.lyrics == cfg.edit
+    return later(given, lead_of(cfg, frame_hz) / frame_hz) if same else given
+
+
+def continued(song: Song, before: Before, cfg: SampleConfig) -> Song:
+    """An edit's song: it lasts as long as the song before, and --lead, unless asked otherwise."""
+    duration_s = before.account["settings"]["duration"]
+    same = song.duration_s == duration_s
+    return dataclasses.replace(song, duration_s=duration_s + cfg.lead) if same else song
+
+
+def edited(prompt, before: Before, cfg: SampleConfig, preset: Preset, table: SymbolTable):
+    """A prompt that sings again what of `before` differs.
+
+    Args: prompt, a sample.Prompt, of the new words. Raises: UserError if that is nothing, or cannot be.
+    """
+    frame_hz, chain = preset.codec.sample_rate_hz / preset.codec.hop, before.chain
+    lead, song, account = lead_of(cfg, frame_hz), prompt.song, account_in(prompt.song.lyrics)
+    styled = song.styles != (str(cfg.edit),)
+    if account and song.styles == (str(song.lyrics),):       # which is sung again
+        styled = account.get("edit", {}).get("styled", False)
+    frames, known = (math.ceil(samples / preset.codec.hop) for samples in
+                     (prompt.duration_s * preset.codec.sample_rate_hz, before.wave.shape[1]))
+    known += lead
+    if frames < known:
+        raise UserError(f"--duration {prompt.duration_s:.2f}: an edit may be longer than its song, not "
+                        f"shorter; expected {known / frame_hz:.2f} or more")
+    found, moved, words = changes(words_of(before, lead / frame_hz), prompt.lyrics)
+    lines = [line for line in prompt.lyrics.lines if line.words]
+    found += [span_of(text, prompt.duration_s) for text in cfg.span or ()]
+    found += [line_of(number, lines) for number in cfg.line or ()]
+    if cfg.variation is not None and not found:
+        found = [(0.0, prompt.duration_s)]
+    spans = joined([(max(0, round((a - SUNG_S) * frame_hz)), min(frames, round((b + SUNG_S) * frame_hz)))
+                    for a, b in found] + [(0, lead)] * (lead > 0) + [(known, frames)] * (frames > known),
+                   math.ceil(2 * FADE_S * frame_hz))
+    if not spans:
+        raise UserError(f"--edit {cfg.edit}: nothing differs from it; change --lyrics, or say what to sing "
+                        "again with --line, --span or --variation")
+    seed = before.account["request"]["seed"]
+    if cfg.variation is not None and cfg.seed == seed:
+        raise UserError(f"--variation {cfg.variation}: leads to the tune of another --seed than {seed}")
+    moved = [(round((to - SUNG_S) * frame_hz), round((source - SUNG_S) * frame_hz),
+              round((seconds + 2 * SUNG_S) * frame_hz)) for source, to, seconds in moved]
+    styles = [prompt.style if styled else style_at(chain, (a + b) // 2 - lead) for a, b in spans]
+    rows = [(w.start, w.end, w.phoneme, [*map(dataclasses.astuple, w.phones)]) for w in prompt.lyrics.words]
+    parts = [part._replace(windows=windows(rows, part.style, frames, (part.first, part.end), preset, table))
+             for part in parts_of(spans, styles, frames, preset)]
+    edit = Edit(before, lead, frames, spans, parts, [row for row in moved if min(row) >= 0],
+                1.0 if cfg.variation is None else cfg.variation, styled, words)
+    return dataclasses.replace(prompt, edit=edit, repeats=chain[0]["repeats"],
+                               style=prompt.style if styled else torch.tensor(chain[0]["style"]))
+
+
+def lead_of(cfg: SampleConfig, frame_hz: float) -> int:
+    """Frames that --lead puts in front of a song."""
+    return round(cfg.lead * frame_hz)
+
+
+def joined(spans: Iterable[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
+    """Spans in order; those that are less than `gap` frames apart are one."""
+    found: list[tuple[int, int]] = []
+    for a, b in sorted(spans):
+        if found and a < found[-1][1] + gap:
+            found[-1] = found[-1][0], max(b, found[-1][1])
+        else:
+            found.append((a, b))
+    return found
+
+
+def parts_of(spans: Sequence[tuple[int, int]], styles: Sequence[Tensor], frames: int,
+             preset: Preset) -> list[Stretch]:
+    """What the network sees at once: spans that are near each other and have one style, and their context.
+
+    Where the network computes whole windows anyway, the context fills one.
+    """
+    most = preset.model.max_frames
+    context = round(CONTEXT_S * preset.codec.sample_rate_hz / preset.codec.hop)
+    parts: list[Stretch] = []
+    for (a, b), style in zip(spans, styles):
+        side = context if preset.trim else max(context, (most - (b - a)) // 2)
+        first, end = max(0, a - side), min(frames, b + side)
+        if not preset.trim:                                  # what one side cannot use, the other can
+            first, end = max(0, min(first, end - most)), min(frames, max(end, first + most))
+        last = parts[-1] if parts else None
+        if last and torch.equal(last.style, style) and first < last.end and (
+                b + context <= last.end or end - last.first <= most):
+            parts[-1] = last._replace(end=max(end, last.end), spans=[*last.spans, (a, b)])
+        else:
+            parts.append(Stretch(first, end, style, [(a, b)], []))
+    return parts
+
+
+# Singing it
+
+def noise_after(chain: Sequence[dict], edit: Edit, seed: int, frames: int, preset: Preset) -> Tensor:
+    """The noise (1, frames, C) of an edited song: that of before, but where the edit changes it."""
+    first, sizes = chain[0], preset.model
+    noise = repeated(noise_of(first["request"]["seed"], frames, sizes), first["repeats"])
+    steps = [(account["edit"], account["request"]["seed"]) for account in chain[1:]]
+    steps.append((noted(edit), seed))
+    before = first["request"]["seed"]
+    for number, (change, seed) in enumerate(steps):
+        if change["lead"]:
+            fresh = noise_of(before ^ LEAD_SEED ^ number, change["lead"], sizes)
+            noise = torch.cat([fresh, noise], 1)[:, :frames]
+        old = noise.clone()
+        for to, source, length in change["moved"]:
+            length = min(length, frames - to, frames - source)
+            noise[:, to:to + length] = old[:, source:source + length]
+        if seed != before:                                   # independent: the sphere's arc between the two
+            other, angle = noise_of(seed, frames, sizes), math.pi / 2 * change["variation"]
+            for a, b in change["frames"]:
+                noise[:, a:b] = math.cos(angle) * noise[:, a:b] + math.sin(angle) * other[:, a:b]
+        before = seed
+    return noise
+
+
+def noted(edit: Edit) -> dict:
+    """An edit as its account has it."""
+    return {"lead": edit.lead, "frames": edit.spans, "moved": edit.moved, "variation": edit.variation,
+            "styled": edit.styled, "words": edit.words}
+
+
+@torch.no_grad()
+def sing_again(model, prompt, seed: int, cfg: SampleConfig,
+               bar: Callable) -> tuple[Tensor, Tensor, Tensor, dict]:
+    """Sing the spans of an edit.
+
+    Args: model and prompt as in sample.py; bar wraps the list of steps, as tqdm does.
+    Returns: latents (T, C), the codec's pitch (n,) and wave (W, N) of the whole song; more for its account.
+    """
+    edit, preset, device = prompt.edit, model.preset, model.device
+    before, lead = edit.before, edit.lead
+    known = lead + len(before.latents)
+    latents = before.latents.new_zeros(1, max(known, edit.frames), before.latents.shape[1])
+    latents[0, lead:known] = before.latents
+    sizes = [last + batch["phonemes"].shape[1] // CELLS_PER_FRAME
+             for last, batch in (part.windows[-1] for part in edit.parts)]
+    longest = max(part.first + size for part, size in zip(edit.parts, sizes))
+    noise = noise_after(before.chain, edit, seed, max(longest, latents.shape[1]), preset)
+    guidance = Guidance(cfg.guidance, cfg.guidance_weights or (), cfg.guidance_range)
+    for part, size in zip(edit.parts, sizes):
+        # What is kept: all that was there, but the spans. After the song's end, there may be more of it.
+        here, there = slice(part.first, part.first + size), known if part.end == edit.frames else part.end
+        kept = torch.arange(part.first, part.first + size) < there
+        for a, b in part.spans:
+            kept[a - part.first:b - part.first] = False
+        old = torch.zeros(1, size, latents.shape[2])
+        old[:, :len(latents[0, here])] = latents[:, here]
+        found = [(start, {k: v.to(device) for k, v in batch.items()}) for start, batch in part.windows]
+        sung = sample_windows(
+            model.network, found, noise[:, here].to(device), time_grid(cfg.steps, cfg.sway), guidance,
+            prompt.negative.to(device), cfg.solver, lambda steps: bar(steps, desc="sampling", unit="step"),
+            (old.to(device), kept[:, None].to(device))).cpu()
+        for a, b in part.spans:
+            b = latents.shape[1] if b == edit.frames else b
+            latents[:, a:b] = sung[:, a - part.first:b - part.first]
+    hz = before.hz[None] if len(before.hz) else model.codec.pitch(before.latents[None])
+    wave, hz = spliced(model.codec, latents, hz, edit, round(prompt.duration_s * preset.codec.sample_rate_hz))
+    about = {"edit": report(edit, wave, preset), "chain": before.chain, "level": before.account["level"]}
+    return latents[0], hz[0], wave, about
+
+
+def spliced(codec, latents: Tensor, hz: Tensor, edit: Edit, samples: int) -> tuple[Tensor, Tensor]:
+    """The song's wave (W, samples): outside of the spans that of before, to the bit; and its pitch (1, n).
+
+    Args: latents (1, T, C); hz (1, n), pitch of the song before.
+    """
+    hop, rate_hz = codec.config.hop, codec.config.sample_rate_hz
+    gain, *means = edit.before.account["level"]
+    wave = torch.zeros(len(edit.before.wave), samples)
+    start = edit.lead * hop
+    old = edit.before.wave[:, :samples - start]
+    wave[:, start:start + old.shape[1]] = old
+    fade, now = round(FADE_S * rate_hz), hz
+    around = math.ceil(fade / hop)
+    for a, b in edit.spans:
+        first, end = max(0, a - around), min(latents.shape[1], b + around)
+        new, now = codec.decode_again(latents, (first, end), edit.spans, hz, edit.lead)
+        new = limited((new[0].double() - torch.tensor(means).double()[:, None]) * gain)
+        # 0 where the old sound stays, 1 in the span, a ramp between.
+        at = torch.arange(first * hop, end * hop)
+        rise = (at - a * hop) / fade + 1 if a else torch.ones(len(at))
+        fall = (b * hop - at) / fade + 1 if b < edit.frames else torch.ones(len(at))
+        share = torch.minimum(rise, fall).clamp(0, 1)
+        here = slice(first * hop, min(end * hop, samples))
+        length = here.stop - here.start
+        wave[:, here] = (1 - share[:length]) * wave[:, here] + share[:length] * new[:, :length].float()
+    return wave, now
+
+
+def report(edit: Edit, wave: Tensor, preset: Preset) -> dict:
+    """How much changed where, for the account: seconds that differ, and the largest difference outside."""
+    hop, rate_hz = preset.codec.hop, preset.codec.sample_rate_hz
+    fade, start = round(FADE_S * rate_hz), edit.lead * hop
+    old = torch.zeros_like(wave)
+    part = edit.before.wave[:, :wave.shape[1] - start]
+    old[:, start:start + part.shape[1]] = part
+    difference, spans = (wave - old).abs().amax(0), []
+    for a, b in edit.spans:
+        first = max(0, a * hop - fade) if a else 0
+        end = b * hop + fade if b < edit.frames else wave.shape[1]
+        spans.append([first / rate_hz, min(end, wave.shape[1]) / rate_hz])
+        difference[first:end] = 0
+    return noted(edit) | {"spans": spans, "outside": difference.max().item()}
+
+
+def told(outputs: Outputs) -> str:
+    """The report, for people."""
+    edit, song = outputs.recorded("edit"), outputs.song
+    spans = ", ".join(f"{a:.2f} to {b:.2f} s" for a, b in edit["spans"])
+    about = f" ({'; '.join(edit['words'])})" if edit["words"] else ""
+    outside = ("identical" if not edit["outside"] else f"up to {edit['outside']:.1e} apart"
+               ) if song.suffix in LOSSLESS else f"the same, encoded again as {song.suffix}"
+    return f"sung again: {spans}{about}; outside: {outside}"
+
