@@ -149,12 +149,12 @@ class Jobs:
     def bar(self, job: Job, items: Iterable, desc: str, unit: str) -> Iterator:
         """Report each step of a job. Raises: Cancelled, between two steps."""
         items = list(items)
-        for job.done in range(len(items) + 1):
+        for i in range(len(items) + 1):                      # the last time, all are done
             if job.unwanted:
                 raise Cancelled
-            job.stage, job.of = desc, len(items)
+            job.stage, job.done, job.of = desc, i, len(items)
             self.show(job)
-            yield from items[job.done:job.done + 1]
+            yield from items[i:i + 1]
 
 
 class Singer:
@@ -277,8 +277,8 @@ def note(take: dict, before: dict | None, outside: float) -> str:
 
 def differing(lines: list[dict], others: list[dict]) -> list[dict]:
     """The words of lines that others do not have at the same times with the same sounds."""
-    there = [word for line in others for word in line["words"]]
-    return [word for line in lines for word in line["words"] if word not in there]
+    there = {tuple(word.values()) for line in others for word in line["words"]}
+    return [word for line in lines for word in line["words"] if tuple(word.values()) not in there]
 
 
 def extent(line: dict) -> tuple[float, float]:

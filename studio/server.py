@@ -283,17 +283,17 @@ class Studio:
         body = await body_of(request, MOST_SOUND if sound else MOST_TEXT)
 
         def made() -> dict:
+            document = self.project.state()["document"]
             with self.project.work() as work:
                 path = work / f"import{suffix}"
                 path.write_bytes(body)
                 try:
-                    new = words_in(path) if sound else formats.read(path)
+                    words = words_in(path) if sound else formats.read(path)
+                    if words:
+                        document = checked(with_lyrics(document, words, self.reader), self.styles)
                     take = {"take": recording(self.project, path, name, self.rate_hz)} if sound else {}
                 except UserError as e:
                     raise UserError(str(e).replace(str(path), name)) from None
-            document = self.project.state()["document"]
-            if new:
-                document = checked(with_lyrics(document, new, self.reader), self.styles)
             return {"document": document, **take}
         answer = await run_in_threadpool(made)
         if sound:
@@ -309,7 +309,7 @@ class Studio:
         if revision != state["revision"]:
             return self.stale()
         job = Job(state["document"], dict(zip(ASKED, asked)))
-        self.singer.steps(job)                               # a mistake is told at once
+        await run_in_threadpool(self.singer.steps, job)      # a mistake is told at once
         try:
             self.jobs.add(job)
         except Full:
