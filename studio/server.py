@@ -30,7 +30,7 @@ from songs.picture import strip
 from studio.document import (LONGEST_S, LONGEST_TEXT, MOST_SEED, MOST_WORDS, checked, is_bool, is_text,
                              or_null, report)
 from studio.exchange import EXPORTS, exported, recording, words_in
-from studio.jobs import ASKED, MOST_BEST_OF, MOST_QUEUED, Full, Job, Jobs, Singer
+from studio.jobs import ASKED, MOST_BEST_OF, MOST_QUEUED, Job, Jobs, Singer
 from studio.project import Project, Stale
 from studio.typed import kind_of_text, with_lyrics
 from style import named_styles
@@ -310,19 +310,13 @@ class Studio:
             return self.stale()
         job = Job(state["document"], dict(zip(ASKED, asked)))
         await run_in_threadpool(self.singer.steps, job)      # a mistake is told at once
-        try:
-            self.jobs.add(job)
-        except Full:
-            return refusal(429, f"{MOST_QUEUED} songs wait already")
+        self.jobs.add(job)
         return JSONResponse({"job": job.shown()})
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a song."""
         [job] = await json_in(request, job=lambda value: isinstance(value, str))
-        try:
-            self.jobs.cancel(job)
-        except KeyError:
-            return refusal(404, "there is no such job")
+        self.jobs.cancel(job)
         return JSONResponse({})
 
     # Takes

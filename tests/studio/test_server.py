@@ -159,7 +159,8 @@ def test_methods_and_bodies_that_are_not_known(studio):
     for body in ("", "{", b"\xff", "[" * 100_000, "NaN"):
         assert studio.ask("POST", "/api/check", body)[0] in (400, 422)
     assert studio.ask("POST", "/api/check", {"document": {}, "more": 1})[0] == 422
-    assert studio.ask("POST", "/api/cancel", {"job": "99"}) == (404, {"error": "there is no such job"})
+    assert studio.ask("POST", "/api/cancel", {"job": "99"}) == (
+        422, {"error": "job 99: is over, or never was"})
 
 
 def test_large_bodies_are_refused(studio):
@@ -317,7 +318,7 @@ def test_songs_wait_and_are_cancelled_and_a_page_that_comes_later_sees_it(studio
     studio.post("/api/cancel", job=second["id"])
     for _ in range(8):
         studio.sing(revision)
-    assert studio.ask("POST", "/api/sing", {"revision": revision}) == (429, {"error": "8 songs wait already"})
+    assert studio.ask("POST", "/api/sing", {"revision": revision}) == (422, {"error": "8 songs wait already"})
     for job in studio.state()["queue"]:
         studio.post("/api/cancel", job=job["id"])
     studio.post("/api/cancel", job=first["id"])
