@@ -77,20 +77,22 @@ def page(lyrics: Lyrics, audio: Path, title: str, wave: Tensor, rate_hz: int,
     return fill("page.html", song, title=title, artist=artist, audio=source, media=media)
 
 
-def peaks(wave: Tensor, rate_hz: int) -> list[int]:
-    """The largest value of any channel of wave (W, N) in each 1/40 s, as percents of full scale."""
+def peaks(wave: Tensor, rate_hz: int, per_s: int = PEAKS_PER_S) -> list[int]:
+    """The largest value of any channel of wave (W, N) in each 1/per_s s, as percents of full scale."""
     level = wave.abs().amax(0).numpy()                                                        # (N,)
-    first = np.arange(math.ceil(len(level) * PEAKS_PER_S / rate_hz)) * rate_hz // PEAKS_PER_S
+    first = np.arange(math.ceil(len(level) * per_s / rate_hz)) * rate_hz // per_s
     return np.rint(100 * np.maximum.reduceat(level, first).clip(0, 1)).astype(int).tolist()
 
 
 def fill(template: str, data: object, **values: str) -> str:
-    """Fill in the @names@ of a template beside this file: @data@ as JSON for its script, the others, which
-    must be HTML, as given.
+    """Fill in the @names@ of a template beside this file: @data@ as JSON for its script, @timeline@ as the
+    code of timeline.js, the others, which must be HTML, as given.
 
     Its Content-Security-Policy names the template's own script and style by their hashes; no other runs.
     """
-    text = Path(__file__).with_name(template).read_text(encoding="ascii")
+    folder = Path(__file__).parent
+    shared = re.sub("^export ", "", (folder / "timeline.js").read_text(encoding="ascii"), flags=re.MULTILINE)
+    text = (folder / template).read_text(encoding="ascii").replace("@timeline@", shared)
     for tag in ("script", "style"):
         code = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[1]
         values[tag] = f"sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}"

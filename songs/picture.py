@@ -3,6 +3,7 @@
 Read `picture` (a song's spectrogram) and `draw_latents`, then `draw`.
 """
 
+import io
 import math
 import unicodedata
 from collections.abc import Callable
@@ -34,12 +35,37 @@ def picture(path: Path, wave: Tensor, rate_hz: int, lyrics: Lyrics) -> None:
     Args: path to write; wave (W, N) at rate_hz, N of 1 or more; lyrics with times. Equal songs: equal files.
     Raises: UserError if a word has no times, or the file cannot be written.
     """
-    def levels(per_s: float) -> Tensor:
-        sound = spectrogram_db(wave, rate_hz, per_s)
-        return (sound - max(sound.max().item(), QUIETEST_DB)) / RANGE_DB + 1
-
     words = [(shown(word), word.start, word.end) for word in checked(lyrics)]
-    draw(path, wave.shape[1] / rate_hz, levels, words)
+    draw(path, wave.shape[1] / rate_hz, lambda per_s: levels_of(wave, rate_hz, per_s), words)
+
+
+def strip(wave: Tensor, rate_hz: int, per_s: float) -> bytes:
+    """The spectrogram of wave (W, N) as a PNG without axes: `per_s` columns a second, a row for each band."""
+    from PIL import Image
+
+    colours = palette()
+    image = Image.fromarray(shades(levels_of(wave, rate_hz, per_s)), "P")
+    image.putpalette(colours.tobytes())
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def levels_of(wave: Tensor, rate_hz: int, per_s: float) -> Tensor:
+    """How loud each band of wave (W, N) is: (BANDS, columns), low bands first, 0 dark to 1 light."""
+    sound = spectrogram_db(wave, rate_hz, per_s)
+    return (sound - max(sound.max().item(), QUIETEST_DB)) / RANGE_DB + 1
+
+
+def palette() -> np.ndarray:
+    """The colours of the sound, dark to light (SHADES, 3)."""
+    return np.stack([np.interp(np.linspace(0, 1, SHADES), np.linspace(0, 1, len(HEAT)), channel)
+                     for channel in zip(*HEAT)], 1).astype(np.uint8)
+
+
+def shades(found: Tensor) -> np.ndarray:
+    """Levels (bands, columns), low bands first, as numbers of colours, low bands below."""
+    return found.clamp(0, 1).flip(0).mul(SHADES - 1).byte().numpy()
 
 
 def spectrogram_db(wave: Tensor, rate_hz: int, per_s: float) -> Tensor:
@@ -95,15 +121,13 @@ def draw(path: Path, length_s: float, levels: Callable[[float], Tensor],
     texts = [labels([(text, *(MARGIN + t * per_s - row * INNER for t in times)) for text, *times in words
                      if int(times[0] / row_s) == row], font) for row in range(rows)]
     above = LANE * max((lane + 1 for row in texts for *_, lane in row), default=0)
-    colours = np.stack([np.interp(np.linspace(0, 1, SHADES), np.linspace(0, 1, len(HEAT)), channel)
-                        for channel in zip(*HEAT)], 1).astype(np.uint8)                   # (SHADES, 3)
-    shades = levels(per_s).clamp(0, 1).flip(0).mul(SHADES - 1).byte().numpy()             # (bands, columns)
+    colours, found = palette(), shades(levels(per_s))                                     # (bands, columns)
 
     image = Image.new("RGB", (WIDTH, MARGIN // 2 + rows * (above + HEIGHT + BELOW)), "white")
     pen = ImageDraw.Draw(image)
     for row in range(rows):
         y = MARGIN // 2 + row * (above + HEIGHT + BELOW) + above
-        part = Image.fromarray(colours[shades[:, row * INNER:(row + 1) * INNER]])         # (bands, INNER, 3)
+        part = Image.fromarray(colours[found[:, row * INNER:(row + 1) * INNER]])         # (bands, INNER, 3)
         image.paste(part.resize((part.width, HEIGHT), Image.Resampling.BILINEAR), (MARGIN, y))
         for x in (MARGIN + t * per_s - row * INNER for _, *times in words for t in times):
             if MARGIN <= x <= MARGIN + INNER:
@@ -119,10 +143,10 @@ def draw(path: Path, length_s: float, levels: Callable[[float], Tensor],
             pen.text((x, y + HEIGHT + 5), f"{second // 60}:{second % 60:02}", "black", font, anchor="ma")
 
     greys = np.linspace(0, 255, 256 - SHADES).astype(np.uint8).repeat(3)                # of the letters
-    palette = Image.new("P", (1, 1))                         # one byte a pixel instead of three
-    palette.putpalette(colours.tobytes() + greys.tobytes())
+    table = Image.new("P", (1, 1))                           # one byte a pixel instead of three
+    table.putpalette(colours.tobytes() + greys.tobytes())
     with replacing(path) as temporary:
-        image.quantize(palette=palette, dither=Image.Dither.NONE).save(temporary, "PNG")
+        image.quantize(palette=table, dither=Image.Dither.NONE).save(temporary, "PNG")
 
 
 def labels(words: list[tuple[str, float, float]], font) -> list[tuple[str, float, float, int]]:

@@ -1,8 +1,9 @@
 """A headless Chromium to try pages in, driven through its DevTools protocol on a pipe: no package needed.
 
-It may use no network: all names resolve to nothing.
+It may use no network but this machine: names resolve to nothing.
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -15,8 +16,10 @@ import time
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PATIENCE_S = 20.0
-KEYS = {"Tab": 9, "Enter": 13, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38,
-        "ArrowRight": 39, "ArrowDown": 40}
+KEYS = {"Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37,
+        "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Delete": 46, "F2": 113}
+MODIFIERS = {"Alt": 1, "Ctrl": 2, "Meta": 4, "Shift": 8}
+SOUND_IS_THERE = "document.querySelector('audio')?.readyState === 4"
 
 
 def find_browser():
@@ -25,7 +28,7 @@ def find_browser():
 
 
 class Browser:
-    """One page. Keys and clicks are what a person's are to it: trusted events at places on the screen."""
+    """A page, and others beside it (`tab`). Keys and clicks are what a person's are to it: trusted events at places on the screen."""
 
     def __init__(self, send, receive):
         self.send, self.receive, self.count, self.rest, self.session = send, receive, 0, b"", None
@@ -55,25 +58,40 @@ class Browser:
         message, self.rest = self.rest.split(b"\0", 1)
         return json.loads(message)
 
-    def open(self, url, width=1000, height=800, dark=False, phone=False):
-        """Load a page and wait until its sound is there."""
+    def tab(self):
+        """Open another tab, which all that follows is about; its session; `front` comes back to it."""
+        self.session = None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+        return self.session
+
+    def front(self, session):
+        """Come back to a tab."""
+        self.session = session
+        self.call("Page.bringToFront")
+
+    def open(self, url, width=1000, height=800, dark=False, phone=False, ready=SOUND_IS_THERE):
+        """Load a page and wait until an expression is true in it: that its sound is there."""
         if self.session is None:
-            target = self.call("Target.createTarget", url="about:blank")["targetId"]
-            self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            for domain in ("Page", "Runtime", "Log"):
-                self.call(f"{domain}.enable")
+            self.tab()
+        self.show(width, height, dark, phone)
+        self.errors.clear()
+        self.call("Page.navigate", url=url)
+        self.wait(f"document.readyState === 'complete' && {ready}")
+
+    def show(self, width, height, dark=False, phone=False):
+        """Give the page a screen."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
                   deviceScaleFactor=2 if phone else 1, mobile=phone)
         self.call("Emulation.setEmulatedMedia", features=[
             {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
             {"name": "prefers-reduced-motion", "value": "reduce"}])
-        self.errors.clear()
-        self.call("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete' && document.querySelector('audio')?.readyState === 4")
 
     def value(self, script):
-        """The value of an expression in the page."""
-        done = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        """The value of an expression in the page, or what its promise becomes."""
+        done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
@@ -84,19 +102,50 @@ class Browser:
             assert time.monotonic() < until, f"{script}: not within {seconds} s; {self.errors}"
             time.sleep(0.01)
 
-    def key(self, key):
-        about = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": KEYS[key]}
-        text = {" ": " ", "Enter": "\r"}.get(key, "")
+    def key(self, keys, hold_s=0.0):
+        """Press a key: "Enter", "a", "Ctrl+Shift+z"."""
+        *held, key = keys.split("+") if len(keys) > 1 else [keys]
+        about = {"key": key, "code": "Space" if key == " " else key,
+                 "windowsVirtualKeyCode": KEYS.get(key) or (ord(key.upper()) if key.isalnum() else 0),
+                 "modifiers": sum(MODIFIERS[name] for name in held)}
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 and held in ([], ["Shift"]) else "")
         self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **about)
+        time.sleep(hold_s)
         self.call("Input.dispatchKeyEvent", type="keyUp", **about)
+
+    def type(self, text):
+        """Type a text, letter by letter."""
+        for letter in text:
+            self.key("Enter" if letter == "\n" else letter)
+
+    def place(self, script, x=0.5):
+        """Where the element that an expression gives is on the screen, at x of its width."""
+        return self.value("(e => { e.scrollIntoView({block: 'nearest'}); const b = e.getBoundingClientRect(); "
+                          f"return [b.left + {x} * b.width, b.top + b.height / 2]; }})({script})")
+
+    def mouse(self, kind, x, y):
+        """Move the mouse, press or release its button: kind "Moved", "Pressed", "Released"."""
+        about = {"button": "left", "buttons": int(kind == "Pressed"), "clickCount": 1} if kind != "Moved" else {}
+        self.call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **about)
 
     def click(self, script, x=0.5):
         """Click on the element that an expression gives, at x of its width."""
-        box = self.value("(e => { e.scrollIntoView({block: 'nearest'}); const b = e.getBoundingClientRect(); "
-                         f"return [b.left + {x} * b.width, b.top + b.height / 2]; }})({script})")
-        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1],
-                      **({"button": "left", "clickCount": 1} if kind != "mouseMoved" else {}))
+        for kind in ("Moved", "Pressed", "Released"):
+            self.mouse(kind, *self.place(script, x))
+
+    def drag(self, script, by, x=0.5, steps=5):
+        """Drag the element that an expression gives, held at x of its width, by some pixels to the right."""
+        left, top = self.place(script, x)
+        self.mouse("Moved", left, top)
+        self.mouse("Pressed", left, top)
+        for k in range(1, steps + 1):
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=left + by * k / steps, y=top,
+                      button="left", buttons=1)
+        self.mouse("Released", left + by, top)
+
+    def picture(self):
+        """What the screen shows, as the bytes of a PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
 
 @contextlib.contextmanager
@@ -111,7 +160,7 @@ def browsing():
         process = subprocess.Popen(
             [sys.executable, "-c", places, command, "--headless=new", *root, "--remote-debugging-pipe",
              "--disable-gpu", "--mute-audio", "--disable-dev-shm-usage",
-             "--host-resolver-rules=MAP * ~NOTFOUND", "--no-first-run", f"--user-data-dir={profile}"],
+             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--no-first-run", f"--user-data-dir={profile}"],
             pass_fds=(send[0], answer[1]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(send[0])
         os.close(answer[1])

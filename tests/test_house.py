@@ -15,7 +15,7 @@ from conftest import ROOT
 
 # In reading order.
 METHOD = "config model sampler phonemes style sung vae data sample train train_dpo evaluate".split()
-ROOMS = "lyrics songs support tools baby".split()
+ROOMS = "lyrics songs support tools studio baby".split()
 FILES = [ROOT / f"{name}.py" for name in METHOD] + [
     path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -26,7 +26,7 @@ ARROWS = {"config": set(), "support": {"config"}, "lyrics": {"config", "phonemes
           "model": PURE, "sampler": PURE, "phonemes": PURE, "sung": PURE, "vae": PURE, "data": PURE}
 # Code lines of a root module, of sample.py, of the root; of everything, and of that without its imports,
 # which are the price of rooms; lines of a function.
-LONGEST_FILE, LONGEST_SAMPLE, LONGEST_METHOD, LONGEST_ALL, IMPORTS_ASIDE = 300, 220, 2550, 10600, 9500
+LONGEST_FILE, LONGEST_SAMPLE, LONGEST_METHOD, LONGEST_ALL, IMPORTS_ASIDE = 300, 220, 2550, 11600, 10400
 LONGEST_FUNCTION = 60
 
 
@@ -70,9 +70,10 @@ def test_the_root_is_the_method():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_arrows_go_one_way(module):
-    """A method that knows of the product, a helper that knows of the method, a product that needs baby/."""
+    """A method that knows of the product, a helper that knows of the method, a product that needs baby/, or
+    anything but the studio that needs the studio."""
     imported = {room_of(name) for name in imports(MODULES[module])} - {room_of(module)}
-    assert imported <= ARROWS.get(room_of(module), set(METHOD) | set(ROOMS) - {"baby"})
+    assert imported <= ARROWS.get(room_of(module), set(METHOD) | set(ROOMS) - {"baby", "studio"})
 
 
 def test_there_is_no_circle():
@@ -145,7 +146,7 @@ def test_importing_does_nothing(tmp_path):
 
 
 SCRIPTS = ["sample.py", "train.py", "train_dpo.py", "evaluate.py", "-m lyrics", "-m lyrics align",
-           "-m tools.prepare", "-m tools.shards inspect"]
+           "-m tools.prepare", "-m tools.shards inspect", "-m studio"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
