@@ -112,7 +112,8 @@ class Prompts:
 
         # Words, and their times: words without get some from the planner.
         written, again = lyrics_in(path, (cfg.from_, cfg.to) != (None, None))
-        given = written.sung() if before is None else carried(written.sung(), before, cfg, self.frame_hz)
+        given = written.sung() if before is None else carried(
+            written.sung(), before, cfg, self.frame_hz, self.reader)
         if not given.words and song.duration_s is None:
             raise UserError(f"{path}: has no words; say how long the song is with --duration")
         timed = given if given.timed else planned(given, self.reader, PlanSettings(

@@ -24,6 +24,9 @@ from torch import Tensor
 from config import Guidance, Preset, SampleConfig, UserError
 from data import windows
 from lyrics import formats
+from lyrics.plan import PlanSettings
+from lyrics.pronounce import Reader
+from lyrics.revise import revised
 from lyrics.timing import Line, Lyrics, Part, Word
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from sampler import sample_windows, time_grid
@@ -231,10 +234,15 @@ def style_at(chain: Sequence[dict], frame: int) -> Tensor:
     return torch.tensor(chain[0]["style"])
 
 
-def carried(given: Lyrics, before: Before, cfg: SampleConfig, frame_hz: float) -> Lyrics:
-    """The words of an edit; those of the song before are `cfg.lead` later."""
-    same = cfg.edit is not None and cfg.lyrics == cfg.edit
-    return later(given, lead_of(cfg, frame_hz) / frame_hz) if same else given
+def carried(given: Lyrics, before: Before, cfg: SampleConfig, frame_hz: float, reader: Reader) -> Lyrics:
+    """The words of an edit: those of the song before, `cfg.lead` later, or others; these take its times where
+    they have none.
+    """
+    lead_s = lead_of(cfg, frame_hz) / frame_hz
+    if cfg.edit is not None and cfg.lyrics == cfg.edit:
+        return later(given, lead_s)
+    return given if given.timed else revised(words_of(before, lead_s), given, reader,
+                                             PlanSettings(bpm=cfg.bpm), cfg.lyrics)[0]
 
 
 def continued(song: Song, before: Before, cfg: SampleConfig) -> Song:
