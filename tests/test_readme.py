@@ -16,6 +16,7 @@ from conftest import ROOT
 
 from baby.codec import CodecSettings
 from baby.ear import EarSettings
+from baby.edits import EditSettings
 from baby.joins import JoinSettings
 from baby.judge import JudgeSettings
 from baby.phonemizer import PhonemizerSettings
@@ -26,6 +27,7 @@ from lyrics.__main__ import COMMANDS as LYRICS
 from lyrics.formats import KINDS
 from sample import main
 from songs.pairs import PairsConfig
+from studio.__main__ import StudioConfig
 from support.cli import parse, settings_of
 from support.hub import ASSETS
 from tools.bench import BenchConfig
@@ -50,7 +52,8 @@ SETTINGS = {"sample.py": SampleConfig, "train.py": TrainConfig, "train_dpo.py": 
             "tools.prepare": PrepareConfig, "baby.codec": CodecSettings, "baby.ear": EarSettings,
             "baby.joins": JoinSettings, "baby.judge": JudgeSettings,
             "baby.phonemizer": PhonemizerSettings, "baby.prompts": PromptSettings, "baby.songs": SongSettings,
-            "tools.solvers": SolversConfig, "lyrics": {name: cls for name, (cls, _) in LYRICS.items()},
+            "tools.solvers": SolversConfig, "studio": StudioConfig, "baby.edits": EditSettings,
+            "lyrics": {name: cls for name, (cls, _) in LYRICS.items()},
             "tools.shards": {name: cls for name, (cls, _) in SHARDS.items()}}
 TORCHRUN = {"--nproc_per_node", "--max-restarts"}
 CARRIED = {"title": "title", "artist": "artist", "sections": "sections", "voices": "voices",
@@ -161,7 +164,7 @@ def test_tree_is_the_repository():
 
 def test_names_exist():
     """Functions in the diagram and in prose, tests, and files."""
-    roots = [path.stem for path in ROOT.glob("*.py")] + ["support", "lyrics", "songs", "tools", "baby"]
+    roots = [path.stem for path in ROOT.glob("*.py")] + "support lyrics songs tools studio baby".split()
     dotted = re.compile(rf"(?<![\w./-])(?:{'|'.join(roots)})(?:\.[A-Za-z_]\w*)+(?![\w/])")
     diagram = next(block for _, block in BLOCKS["README.md"] if "──>" in block)
     names = set(dotted.findall(diagram)).union(*(dotted.findall(code) for code in INLINE if " " not in code))
@@ -230,4 +233,4 @@ def test_the_example_and_its_mistake(tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "my.json").write_text(json.dumps(words))
     with pytest.raises(ValueError) as caught:
         main([*command, "--model", str(tiny_folder)])
-    assert f"error: {caught.value}\n" in README
+    assert f"`error: {caught.value}`" in README
