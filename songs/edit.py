@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from lyrics.plan import PlanSettings
 from lyrics.pronounce import Reader
 from lyrics.revise import revised
 from lyrics.timing import Line, Lyrics, Part, Word
-from phonemes import CELLS_PER_FRAME, SymbolTable
+from phonemes import CELLS_PER_FRAME, SymbolTable, sung_spans
 from sampler import sample_windows, time_grid
 from songs.files import Outputs, account_in, latents_of
 from songs.manifest import SAME_S, Song
@@ -81,7 +82,7 @@ class Edit(NamedTuple):
     frames: int                  # of the song
     spans: list[tuple[int, int]]
     stretches: list[Stretch]
-    moved: list[tuple[int, int, int, int]]       # words at other times: first frame and end, before and now
+    moved: list[tuple[int, Tensor]]  # words at other times: first frame; the frames that they had (n,)
     variation: float             # 0: the tune of before; 1: that of the seed
     styled: bool                 # whether the spans have a style of their own
     words: list[str]             # what changed, for people
@@ -151,8 +152,8 @@ def remade(chain: list[dict], cfg: SampleConfig, folder: Path,
 def changes(old: Lyrics, new: Lyrics) -> tuple[list[tuple], list[tuple], list[str]]:
     """How the words of two songs differ: in times, by more than SAME_S, or in sounds.
 
-    Returns: spans in seconds, not in order; words whose times alone differ, as (start, end) before and now; a
-        line about each change.
+    Returns: spans in seconds, not in order; words whose times alone differ, before and now; a line about each
+        change.
     """
     def alike(a: Word, b: Word) -> bool:
         def sounds(word: Word) -> list:
@@ -182,7 +183,7 @@ def changes(old: Lyrics, new: Lyrics) -> tuple[list[tuple], list[tuple], list[st
                          "insert": 'with "{1}"'}[kind].format(*names))
             continue
         for was, now in zip(rest[a:b], fresh[c:d]):
-            moved.append((was.start, was.end, now.start, now.end))
+            moved.append((was, now))
             more = now.end - now.start - (was.end - was.start)
             told.append(f'"{now.word}" {now.start - was.start:+.2f} s'
                         + f", {more:+.2f} s long" * (abs(more) > SAME_S))
@@ -283,8 +284,8 @@ def edited(prompt, before: Before, cfg: SampleConfig, preset: Preset, table: Sym
     seed = before.account["request"]["seed"]
     if cfg.variation is not None and cfg.seed == seed:
         raise UserError(f"--variation {cfg.variation}: leads to the tune of another --seed than {seed}")
-    moved = [(round(was * frame_hz) - lead, round(was_end * frame_hz) - lead, round(now * frame_hz),
-              round(now_end * frame_hz)) for was, was_end, now, now_end in moved if cfg.seed == seed]
+    moved = [(round(now.start * frame_hz), frames_before(was, now, frame_hz, preset.filler) - lead)
+             for was, now in moved if cfg.seed == seed]
     styles = [prompt.style if styled else style_at(chain, (a + b) // 2 - lead) for a, b in spans]
     rows = [(w.start, w.end, w.phoneme, [*map(dataclasses.astuple, w.phones)]) for w in prompt.lyrics.words]
     stretches = [part._replace(windows=windows(rows, part.style, frames, (part.first, part.end), preset,
@@ -294,6 +295,20 @@ def edited(prompt, before: Before, cfg: SampleConfig, preset: Preset, table: Sym
                 1.0 if cfg.variation is None else cfg.variation, styled, words)
     return dataclasses.replace(prompt, edit=edit, repeats=chain[0]["repeats"],
                                style=prompt.style if styled else torch.tensor(chain[0]["style"]))
+
+
+def frames_before(was: Word, now: Word, frame_hz: float, filler: str) -> Tensor:
+    """For each frame (n,) of a word, where the word was in the same part of the same sound."""
+    def bounds(word: Word) -> list[float]:
+        if word.phones:
+            return [*(phone.start for phone in word.phones), word.phones[-1].end]
+        sounds = sung_spans(word.phoneme, word.end - word.start) if filler == "sung" else []
+        return [word.start, *(word.start + end for _, _, end in sounds[:-1]), word.end]
+
+    first, end = round(now.start * frame_hz), round(now.end * frame_hz)
+    at = np.interp((np.arange(first, end) + 0.5) / frame_hz, bounds(now), bounds(was)) * frame_hz
+    first, end = round(was.start * frame_hz), round(was.end * frame_hz)
+    return torch.from_numpy(at).long().clamp(first, max(first, end - 1))
 
 
 def lead_of(cfg: SampleConfig, frame_hz: float) -> int:
@@ -404,11 +419,10 @@ def sing_stretch(model, prompt, stretch: Stretch, known: int, latents: Tensor, n
     old = latents.new_zeros(1, stretch.computed, latents.shape[2])
     old[:, :latents.shape[1] - stretch.first] = latents[:, here]
     # Words at other times begin as they were, drawn out or shortened, and so keep their tune.
-    for was, was_end, now, now_end in prompt.edit.moved:
-        if any(a <= now and now_end <= b for a, b in stretch.spans) and was < was_end:
-            rows = was + torch.arange(now_end - now) * (was_end - was) // max(1, now_end - now)
-            old[0, now - stretch.first:now_end - stretch.first] = prompt.edit.before.latents[rows]
-            until[now - stretch.first:now_end - stretch.first] = MOVED
+    for now, rows in prompt.edit.moved:
+        if any(a <= now and now + len(rows) <= b for a, b in stretch.spans):
+            own = slice(now - stretch.first, now - stretch.first + len(rows))
+            old[0, own], until[own] = prompt.edit.before.latents[rows], MOVED
     found = [(start, {k: v.to(device) for k, v in batch.items()}) for start, batch in stretch.windows]
     sung = sample_windows(
         model.network, found, noise[:, here].to(device), time_grid(cfg.steps, cfg.sway),

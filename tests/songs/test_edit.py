@@ -18,7 +18,7 @@ from config import CONFIG, PRESETS, WEIGHTS, CodecConfig, UserError
 from lyrics.timing import Line, Lyrics, Part, Word
 from model import DiT
 from sample import main
-from songs.edit import Before, Edit, changes, joined, noise_after, stretches_of, style_at
+from songs.edit import Before, Edit, changes, frames_before, joined, noise_after, stretches_of, style_at
 from songs.tunes import noise_of
 from support.checkpoint import preset_to_json
 from vae import Oobleck, layouts
@@ -290,7 +290,8 @@ OLD = lyrics_of(("a", 0, 1), ("b", 1, 2), ("c", 2, 3))
      ['"b" +0.00 s, -0.50 s long'])])
 def test_changes(new, spans, moved, told):
     found = changes(OLD, lyrics_of(*new))
-    assert [sorted(found[0]), *found[1:]] == [sorted(spans), moved, told]
+    times = [(was.start, was.end, now.start, now.end) for was, now in found[1]]
+    assert [sorted(found[0]), times, found[2]] == [sorted(spans), moved, told]
 
 
 def test_changes_of_sounds():
@@ -303,6 +304,16 @@ def test_changes_of_sounds():
 
 
 SPAN = st.tuples(st.integers(0, 4000), st.integers(1, 300)).map(lambda s: (s[0], sum(s)))
+
+
+def test_frames_of_a_word_at_other_times():
+    """Consonants that are drawn out like vowels would be heard at the wrong time."""
+    was, now = Word("sing", 0.3, 1.3, phoneme="sɪŋ"), Word("sing", 2.0, 3.8, phoneme="sɪŋ")
+    rows = frames_before(was, now, 100, "sung").tolist()
+    assert len(rows) == 180 and rows == sorted(rows)
+    assert rows[:12] == [*range(30, 42)] and rows[-9:] == [*range(121, 130)]        # 0.12 and 0.09 s
+    even = frames_before(was, now, 100, "average_sparse").tolist()
+    assert even == [30 + int((i + 0.5) / 1.8) for i in range(180)]
 
 
 @given(st.lists(SPAN, min_size=1), st.booleans(), st.integers(0, 3))
