@@ -43,6 +43,7 @@ export function actionsOf(studio) {
   const push = (edge, by) => () => edit((doc, i, old) => edged(doc, i, edge, old[edge] + by), edge);
   const field = name => () => {
     if (!word()) return;
+    studio.show();                                               // the fields may not yet be those of this word
     byId("word").elements[name].focus();
     byId("word").elements[name].select();
   };
