@@ -1,12 +1,13 @@
-// The fields: the song's title, artist, singer, tempo and seed, and the selected word's text, sounds, times, singer.
-// A field changes the document when it is left, or on Enter.
+// The fields: the song's title, artist, singer, tempo and seed, and the selected word's text, sounds, times,
+// singer. A field changes the document when it is left, or on Enter.
 
 import {make, stamp} from "./timeline.js";
 import {altered, edged, flat, sungBy} from "./words.js";
 
 const NUMBERS = {bpm: [20, 400], seed: [0, 2 ** 32 - 1]};
 
-// A field that is `dirty` while it holds what the document does not; commit(text) says whether it is accepted.
+// A field that is `dirty` while it holds what the document does not; commit(text) says whether it is
+// accepted.
 function field(input, commit) {
   const done = () => {
     if (!input.dataset.dirty) return;
@@ -77,7 +78,6 @@ export class Inspector {
     this.shown = selected;
     const chosen = selected === null ? null : flat(doc.lines)[selected];
     for (const control of form.elements) control.disabled = !chosen;
-    form.classList.toggle("idle", !chosen);
     show(word, chosen?.word ?? "");
     show(phoneme, chosen?.phoneme ?? "");
     phoneme.placeholder = chosen ? checked.phoneme(selected, chosen) : "";
