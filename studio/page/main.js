@@ -157,6 +157,13 @@ class Studio {
     if (over) this.own(job.id, false);
   }
 
+  // Ask how things are; a song of this tab may have been sung while nobody listened.
+  async catchUp() {
+    await this.store.refresh().catch(this.fail);
+    const {job} = this.store;
+    if (this.jobs.includes(job?.id)) await this.hear({type: "job", job});
+  }
+
   // Play a take that has just been sung, from shortly before what is new.
   present(take) {
     if (!take) return;
@@ -223,9 +230,8 @@ async function start() {
     audio.onerror = () => studio.say("This take cannot be played.", "error");
   listen(event => studio.hear(event), again => {
     studio.lost = "";
-    if (!again) return;
-    studio.say("Connected again.");
-    studio.store.refresh().catch(studio.fail);
+    if (again) studio.say("Connected again.");
+    studio.catchUp();
   }, text => {
     studio.lost = text;
     studio.say(text, "error");

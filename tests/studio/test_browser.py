@@ -4,6 +4,7 @@ import contextlib
 import http.cookiejar
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,6 +147,16 @@ def test_words_change_as_asked(browser, server):
     browser.key("Ctrl+z")
     browser.wait(f"{TIMES}[0] === {start} && {TIMES}[1] === {end}")
     assert not browser.errors
+
+
+def test_the_page_is_all_here():
+    """No address of another place, nothing inline that the policy would stop, no text that becomes HTML."""
+    for path in (*(ROOT / "studio" / "page").iterdir(), ROOT / "songs" / "timeline.js"):
+        text = path.read_text(encoding="utf-8")
+        foreign = r"https?:|//[a-z]|url\(|@import| on\w+=\"|style="
+        assert not re.search(rf"{foreign}|innerHTML|insertAdjacentHTML|\beval\b", text), path
+        assert len(text.splitlines()) <= 400 and max(map(len, text.splitlines())) <= 110, path
+        assert path.suffix != ".js" or text.startswith("// "), path
 
 
 @pytest.mark.slow
