@@ -71,7 +71,7 @@ export class Inspector {
     const {studio: {store: {doc, styles}, selected, checked}, bar, form} = this;
     const {word, phoneme, start, end, style} = form.elements;
     options(bar.find(input => input.id === "style"), styles);
-    options(style, styles, [["", "as the song"]]);
+    options(style, styles, [["", "the song\u2019s"]]);
     for (const input of bar) show(input, doc[input.id]);
     if (this.shown !== selected)                                 // what was typed for another word goes
       for (const input of form.elements) delete input.dataset.dirty;
