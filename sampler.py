@@ -102,13 +102,14 @@ def averaged(windows: Sequence[tuple[int, Callable[[], Velocity]]], length: int)
     return velocity
 
 
-def keeping(velocity: Velocity, noise: Tensor, latents: Tensor, kept: Tensor) -> Velocity:
-    """A velocity that leads frames that are `kept` (T, 1) straight from their noise to their latents.
+def keeping(velocity: Velocity, noise: Tensor, latents: Tensor, until: Tensor) -> Velocity:
+    """A velocity that leads frames straight from their noise to their latents, until a flow time (T, 1) each.
 
     So at each time the others see the latents, noised as far as they are themselves; any solver follows a
-    straight line exactly. Source: RePaint, arXiv 2201.09865, on the path of a rectified flow.
+    straight line exactly. Frames that are kept for good have a time above 1; those that are sung freely, 0.
+    Source: RePaint, arXiv 2201.09865, and SDEdit, arXiv 2108.01073, on the path of a rectified flow.
     """
-    return lambda x, time: torch.where(kept, latents - noise, velocity(x, time))
+    return lambda x, time: torch.where(time.to(x.device) < until, latents - noise, velocity(x, time))
 
 
 def step_by(v: Sequence[Tensor], t: Sequence[Tensor], solver: str) -> Tensor:
@@ -191,8 +192,8 @@ def sample_windows(model: DiT, windows: Sequence[tuple[int, dict[str, Tensor]]],
                    keep: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """As `sample`, of any length.
 
-    Args: windows as data.windows makes them, first frames and batches; keep, latents (B, T, C) and which of
-        their frames (T, 1) stay as they are.
+    Args: windows as data.windows makes them, first frames and batches; keep, latents (B, T, C) and how long
+        each of their frames (T, 1) is kept, as for `keeping`.
     """
     made = [(first, partial(guided, model, batch, guidance, negative_style)) for first, batch in windows]
     velocity = made[0][1]() if len(made) == 1 else averaged(made, model.config.max_frames)

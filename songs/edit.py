@@ -36,10 +36,11 @@ from support.files import write_json
 
 SUNG_S = 0.06                  # sung again around words that change: sounds lean on their neighbours
 FADE_S = 0.04                  # beyond it, old sound fades into new; the latents are the same there
+FOR_GOOD, MOVED = 2.0, 0.5     # flow times until which frames are kept: all but spans; words that moved
 CONTEXT_S = 5.0                # of kept song that the network sees on either side
 LOSSLESS = (".wav", ".flac")
 OWN = ("chain", "versions", "seconds", "files", "plan")      # entries that a chain of accounts needs not
-LEAD_SEED = 2 ** 62            # what tells the noise of frames that are put in front from a song's own
+LEAD_SEED = 0x4C454144         # what tells the noise of frames that are put in front from a song's own
 
 class Before(NamedTuple):
     """A finished song that is to be edited."""
@@ -63,6 +64,12 @@ class Stretch(NamedTuple):
     spans: list[tuple[int, int]]
     windows: list[tuple[int, dict[str, Tensor]]]
 
+    @property
+    def computed(self) -> int:
+        """Frames that the network computes from the first one on."""
+        last, batch = self.windows[-1]
+        return last + batch["phonemes"].shape[1] // CELLS_PER_FRAME
+
 
 class Edit(NamedTuple):
     """What of a song is sung again. Frames and seconds count from the new song's start."""
@@ -70,8 +77,8 @@ class Edit(NamedTuple):
     lead: int                    # frames that are put in front of the song
     frames: int                  # of the song
     spans: list[tuple[int, int]]
-    parts: list[Stretch]
-    moved: list[tuple[int, int, int]]            # words that take their tune with them: to, from, frames
+    stretches: list[Stretch]
+    moved: list[tuple[int, int, int, int]]       # words at other times: first frame and end, before and now
     variation: float             # 0: the tune of before; 1: that of the seed
     styled: bool                 # whether the spans have a style of their own
     words: list[str]             # what changed, for people
@@ -89,7 +96,7 @@ def before_of(song: Song, cfg: SampleConfig, sing: Callable[[SampleConfig], Path
     chain = again.get("chain") if cfg.edit is None and song.styles == (str(song.lyrics),) else None
     if cfg.edit is None and not chain:
         if cfg.span or cfg.line or cfg.lead or cfg.variation is not None:
-            raise UserError("--line, --span, --variation, --lead: say what is sung again; --edit names the song")
+            raise UserError("--line, --span, --variation and --lead need --edit, which names the song")
         return None
     with tempfile.TemporaryDirectory() as folder:
         if chain:
@@ -138,11 +145,11 @@ def remade(chain: list[dict], cfg: SampleConfig, folder: Path,
 
 # What is sung again
 
-def changes(old: Lyrics, new: Lyrics) -> tuple[list[tuple[float, float]], list[tuple], list[str]]:
+def changes(old: Lyrics, new: Lyrics) -> tuple[list[tuple], list[tuple], list[str]]:
     """How the words of two songs differ: in times, by more than SAME_S, or in sounds.
 
-    Returns: spans in seconds, not in order; words that only moved, as (start before, start now, seconds that
-        they last at least); a line about each change.
+    Returns: spans in seconds, not in order; words whose times alone differ, as (start, end) before and now; a
+        line about each change.
     """
     def alike(a: Word, b: Word) -> bool:
         def sounds(word: Word) -> list:
@@ -172,10 +179,8 @@ def changes(old: Lyrics, new: Lyrics) -> tuple[list[tuple[float, float]], list[t
                          "insert": 'with "{1}"'}[kind].format(*names))
             continue
         for was, now in zip(rest[a:b], fresh[c:d]):
-            seconds = [word.end - word.start for word in (was, now)]
-            if abs(was.start - now.start) > SAME_S:
-                moved.append((was.start, now.start, min(seconds)))
-            more = seconds[1] - seconds[0]
+            moved.append((was.start, was.end, now.start, now.end))
+            more = now.end - now.start - (was.end - was.start)
             told.append(f'"{now.word}" {now.start - was.start:+.2f} s'
                         + f", {more:+.2f} s long" * (abs(more) > SAME_S))
     return spans, moved, told
@@ -270,13 +275,14 @@ def edited(prompt, before: Before, cfg: SampleConfig, preset: Preset, table: Sym
     seed = before.account["request"]["seed"]
     if cfg.variation is not None and cfg.seed == seed:
         raise UserError(f"--variation {cfg.variation}: leads to the tune of another --seed than {seed}")
-    moved = [(round((to - SUNG_S) * frame_hz), round((source - SUNG_S) * frame_hz),
-              round((seconds + 2 * SUNG_S) * frame_hz)) for source, to, seconds in moved]
+    moved = [(round(was * frame_hz) - lead, round(was_end * frame_hz) - lead, round(now * frame_hz),
+              round(now_end * frame_hz)) for was, was_end, now, now_end in moved if cfg.seed == seed]
     styles = [prompt.style if styled else style_at(chain, (a + b) // 2 - lead) for a, b in spans]
     rows = [(w.start, w.end, w.phoneme, [*map(dataclasses.astuple, w.phones)]) for w in prompt.lyrics.words]
-    parts = [part._replace(windows=windows(rows, part.style, frames, (part.first, part.end), preset, table))
-             for part in parts_of(spans, styles, frames, preset)]
-    edit = Edit(before, lead, frames, spans, parts, [row for row in moved if min(row) >= 0],
+    stretches = [part._replace(windows=windows(rows, part.style, frames, (part.first, part.end), preset,
+                                               table))
+                 for part in stretches_of(spans, styles, frames, preset)]
+    edit = Edit(before, lead, frames, spans, stretches, moved,
                 1.0 if cfg.variation is None else cfg.variation, styled, words)
     return dataclasses.replace(prompt, edit=edit, repeats=chain[0]["repeats"],
                                style=prompt.style if styled else torch.tensor(chain[0]["style"]))
@@ -298,7 +304,7 @@ def joined(spans: Iterable[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
     return found
 
 
-def parts_of(spans: Sequence[tuple[int, int]], styles: Sequence[Tensor], frames: int,
+def stretches_of(spans: Sequence[tuple[int, int]], styles: Sequence[Tensor], frames: int,
              preset: Preset) -> list[Stretch]:
     """What the network sees at once: spans that are near each other and have one style, and their context.
 
@@ -306,19 +312,20 @@ def parts_of(spans: Sequence[tuple[int, int]], styles: Sequence[Tensor], frames:
     """
     most = preset.model.max_frames
     context = round(CONTEXT_S * preset.codec.sample_rate_hz / preset.codec.hop)
-    parts: list[Stretch] = []
+    found: list[Stretch] = []
     for (a, b), style in zip(spans, styles):
-        side = context if preset.trim else max(context, (most - (b - a)) // 2)
-        first, end = max(0, a - side), min(frames, b + side)
-        if not preset.trim:                                  # what one side cannot use, the other can
-            first, end = max(0, min(first, end - most)), min(frames, max(end, first + most))
-        last = parts[-1] if parts else None
-        if last and torch.equal(last.style, style) and first < last.end and (
-                b + context <= last.end or end - last.first <= most):
-            parts[-1] = last._replace(end=max(end, last.end), spans=[*last.spans, (a, b)])
+        first, end = max(0, a - context), min(frames, b + context)
+        if not preset.trim:                                  # with the spans amid it, if the song is longer
+            first = min(first, max(0, min((a + b - most) // 2, frames - most)))
+            end = min(frames, max(end, first + most))
+        last = found[-1] if found else None
+        inside = last is not None and min(frames, b + context) <= last.end
+        near = last is not None and first < last.end and torch.equal(last.style, style)
+        if near and (inside or end - last.first <= most):
+            found[-1] = last._replace(end=last.end if inside else end, spans=[*last.spans, (a, b)])
         else:
-            parts.append(Stretch(first, end, style, [(a, b)], []))
-    return parts
+            found.append(Stretch(first, end, style, [(a, b)], []))
+    return found
 
 
 # Singing it
@@ -334,10 +341,6 @@ def noise_after(chain: Sequence[dict], edit: Edit, seed: int, frames: int, prese
         if change["lead"]:
             fresh = noise_of(before ^ LEAD_SEED ^ number, change["lead"], sizes)
             noise = torch.cat([fresh, noise], 1)[:, :frames]
-        old = noise.clone()
-        for to, source, length in change["moved"]:
-            length = min(length, frames - to, frames - source)
-            noise[:, to:to + length] = old[:, source:source + length]
         if seed != before:                                   # independent: the sphere's arc between the two
             other, angle = noise_of(seed, frames, sizes), math.pi / 2 * change["variation"]
             for a, b in change["frames"]:
@@ -348,8 +351,8 @@ def noise_after(chain: Sequence[dict], edit: Edit, seed: int, frames: int, prese
 
 def noted(edit: Edit) -> dict:
     """An edit as its account has it."""
-    return {"lead": edit.lead, "frames": edit.spans, "moved": edit.moved, "variation": edit.variation,
-            "styled": edit.styled, "words": edit.words}
+    return {"lead": edit.lead, "frames": edit.spans, "variation": edit.variation, "styled": edit.styled,
+            "words": edit.words}
 
 
 @torch.no_grad()
@@ -360,36 +363,53 @@ def sing_again(model, prompt, seed: int, cfg: SampleConfig,
     Args: model and prompt as in sample.py; bar wraps the list of steps, as tqdm does.
     Returns: latents (T, C), the codec's pitch (n,) and wave (W, N) of the whole song; more for its account.
     """
-    edit, preset, device = prompt.edit, model.preset, model.device
-    before, lead = edit.before, edit.lead
-    known = lead + len(before.latents)
+    edit, before = prompt.edit, prompt.edit.before
+    known = edit.lead + len(before.latents)
     latents = before.latents.new_zeros(1, max(known, edit.frames), before.latents.shape[1])
-    latents[0, lead:known] = before.latents
-    sizes = [last + batch["phonemes"].shape[1] // CELLS_PER_FRAME
-             for last, batch in (part.windows[-1] for part in edit.parts)]
-    longest = max(part.first + size for part, size in zip(edit.parts, sizes))
-    noise = noise_after(before.chain, edit, seed, max(longest, latents.shape[1]), preset)
-    guidance = Guidance(cfg.guidance, cfg.guidance_weights or (), cfg.guidance_range)
-    for part, size in zip(edit.parts, sizes):
-        # What is kept: all that was there, but the spans. After the song's end, there may be more of it.
-        here, there = slice(part.first, part.first + size), known if part.end == edit.frames else part.end
-        kept = torch.arange(part.first, part.first + size) < there
-        for a, b in part.spans:
-            kept[a - part.first:b - part.first] = False
-        old = torch.zeros(1, size, latents.shape[2])
-        old[:, :len(latents[0, here])] = latents[:, here]
-        found = [(start, {k: v.to(device) for k, v in batch.items()}) for start, batch in part.windows]
-        sung = sample_windows(
-            model.network, found, noise[:, here].to(device), time_grid(cfg.steps, cfg.sway), guidance,
-            prompt.negative.to(device), cfg.solver, lambda steps: bar(steps, desc="sampling", unit="step"),
-            (old.to(device), kept[:, None].to(device))).cpu()
-        for a, b in part.spans:
-            b = latents.shape[1] if b == edit.frames else b
-            latents[:, a:b] = sung[:, a - part.first:b - part.first]
+    latents[0, edit.lead:known] = before.latents
+    frames = max([latents.shape[1], *(part.first + part.computed for part in edit.stretches)])
+    noise = noise_after(before.chain, edit, seed, frames, model.preset)
+    for stretch in edit.stretches:
+        sing_stretch(model, prompt, stretch, known, latents, noise, cfg, bar)
     hz = before.hz[None] if len(before.hz) else model.codec.pitch(before.latents[None])
-    wave, hz = spliced(model.codec, latents, hz, edit, round(prompt.duration_s * preset.codec.sample_rate_hz))
-    about = {"edit": report(edit, wave, preset), "chain": before.chain, "level": before.account["level"]}
+    samples = round(prompt.duration_s * model.preset.codec.sample_rate_hz)
+    wave, hz = spliced(model.codec, latents, hz, edit, samples)
+    about = {"edit": report(edit, wave, model.preset), "chain": before.chain,
+             "level": before.account["level"]}
     return latents[0], hz[0], wave, about
+
+
+def sing_stretch(model, prompt, stretch: Stretch, known: int, latents: Tensor, noise: Tensor,
+                 cfg: SampleConfig, bar: Callable) -> None:
+    """Sing the spans of a stretch into latents (1, T, C), of which the first `known` frames are a song's.
+
+    Args: noise (1, frames, C) of the whole song; the rest as for `sing_again`.
+    """
+    device, end = model.device, stretch.first + stretch.computed
+    here, last = slice(stretch.first, end), prompt.edit.frames
+    kept = torch.arange(stretch.first, end) < (known if stretch.end == last else stretch.end)
+    until = torch.where(kept, FOR_GOOD, 0.0)
+    # What follows the song's end, the network's padding, is sung with it.
+    spans = [slice(a, end if b == last else b) for a, b in stretch.spans]
+    for span in spans:
+        until[span.start - stretch.first:span.stop - stretch.first] = 0
+    old = latents.new_zeros(1, stretch.computed, latents.shape[2])
+    old[:, :latents.shape[1] - stretch.first] = latents[:, here]
+    # Words at other times begin as they were, drawn out or shortened, and so keep their tune.
+    for was, was_end, now, now_end in prompt.edit.moved:
+        if any(a <= now and now_end <= b for a, b in stretch.spans) and was < was_end:
+            rows = was + torch.arange(now_end - now) * (was_end - was) // max(1, now_end - now)
+            old[0, now - stretch.first:now_end - stretch.first] = prompt.edit.before.latents[rows]
+            until[now - stretch.first:now_end - stretch.first] = MOVED
+    found = [(start, {k: v.to(device) for k, v in batch.items()}) for start, batch in stretch.windows]
+    sung = sample_windows(
+        model.network, found, noise[:, here].to(device), time_grid(cfg.steps, cfg.sway),
+        Guidance(cfg.guidance, cfg.guidance_weights or (), cfg.guidance_range), prompt.negative.to(device),
+        cfg.solver, lambda steps: bar(steps, desc="sampling", unit="step"),
+        (old.to(device), until[:, None].to(device))).cpu()
+    for span in spans:
+        new = sung[:, span.start - stretch.first:span.stop - stretch.first]
+        latents[:, span] = new[:, :latents.shape[1] - span.start]
 
 
 def spliced(codec, latents: Tensor, hz: Tensor, edit: Edit, samples: int) -> tuple[Tensor, Tensor]:

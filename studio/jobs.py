@@ -37,10 +37,6 @@ class Cancelled(Exception):
     """Nobody wants the song any more that is being sung."""
 
 
-class Full(Exception):
-    """Too many songs wait already."""
-
-
 @dataclasses.dataclass
 class Job:
     """A song that is to be sung, is being sung, or was."""
@@ -76,10 +72,10 @@ class Jobs:
         self.thread.start()
 
     def add(self, job: Job) -> None:
-        """Queue a song. Raises: Full."""
+        """Queue a song. Raises: UserError if too many wait already."""
         with self.changed:
             if len(self.waiting) >= MOST_QUEUED:
-                raise Full
+                raise UserError(f"{MOST_QUEUED} songs wait already")
             self.count += 1
             job.id = str(self.count)
             self.waiting.append(job)
@@ -87,11 +83,11 @@ class Jobs:
             self.changed.notify()
 
     def cancel(self, name: str) -> None:
-        """Cancel a job: at once if it waits, else before its next step. Raises: KeyError if there is none."""
+        """Cancel a job: at once if it waits, else before its next step. Raises: UserError."""
         with self.changed:
             job = next((job for job in (self.last, *self.waiting) if job and job.id == name), None)
             if job is None:
-                raise KeyError(name)
+                raise UserError(f"job {name}: is over, or never was")
             job.unwanted = True
             if job in self.waiting:
                 self.waiting.remove(job)
@@ -149,12 +145,12 @@ class Jobs:
     def bar(self, job: Job, items: Iterable, desc: str, unit: str) -> Iterator:
         """Report each step of a job. Raises: Cancelled, between two steps."""
         items = list(items)
-        for job.done in range(len(items) + 1):
+        for i in range(len(items) + 1):                      # the last time, all are done
             if job.unwanted:
                 raise Cancelled
-            job.stage, job.of = desc, len(items)
+            job.stage, job.done, job.of = desc, i, len(items)
             self.show(job)
-            yield from items[job.done:job.done + 1]
+            yield from items[i:i + 1]
 
 
 class Singer:
@@ -277,8 +273,8 @@ def note(take: dict, before: dict | None, outside: float) -> str:
 
 def differing(lines: list[dict], others: list[dict]) -> list[dict]:
     """The words of lines that others do not have at the same times with the same sounds."""
-    there = [word for line in others for word in line["words"]]
-    return [word for line in lines for word in line["words"] if word not in there]
+    there = {tuple(word.values()) for line in others for word in line["words"]}
+    return [word for line in lines for word in line["words"] if tuple(word.values()) not in there]
 
 
 def extent(line: dict) -> tuple[float, float]:

@@ -23,6 +23,9 @@ from studio.document import checked, empty, is_take
 from support.files import hold, make_folder, read_json, write_json
 
 WORK = ".work-"                # temporary folders, which a killed process leaves
+# What is known of a take: its singer and lines as they were in the document, the spans that an edit sang.
+BLANK = {"id": "", "name": "", "kind": "song", "before": None, "seed": 0, "style": "", "made": "",
+         "duration": 0.0, "starred": False, "lines": [], "spans": [], "note": ""}
 
 
 class Stale(Exception):
@@ -42,24 +45,21 @@ class Project:
         hold(folder, patience_s=0)
         for left in folder.glob(f"{WORK}*"):
             shutil.rmtree(left)
-        found = {"revision": 0, "document": empty(min(styles))}
         if not self.path.exists() and any((folder / "takes").iterdir()):
             raise UserError(f"{folder}: has takes but no {self.path.name}, so it is no project")
-        if self.path.exists():
-            found = read_json(self.path)
-            if not isinstance(found, dict) or type(found.get("revision")) is not int:
-                raise UserError(f"{self.path}: not a project's")
+        found = {"revision": 0, "last": 0, "document": empty(min(styles))}
+        found = object_in(self.path, found) if self.path.exists() else found
         try:
-            self.revision, self.document = found["revision"], checked(found.get("document"), styles)
+            self.document = checked(found["document"], styles)
         except UserError as e:
             raise UserError(f"{self.path}: {e}") from None
-        self.takes = {path.stem: read_json(path) for path in (folder / "takes").glob("*.json")
+        self.takes = {path.stem: object_in(path, BLANK) for path in (folder / "takes").glob("*.json")
                       if is_take(path.stem)}
         for path in (folder / "takes").iterdir():
             name = path.name.partition(".")[0]
             if is_take(name) and name not in self.takes:
                 path.unlink()                                # of a take that was not finished
-        self.last = max(map(int, [*self.takes, found.get("last", 0)]))
+        self.revision, self.last = found["revision"], max(map(int, [*self.takes, found["last"]]))
 
     @property
     def path(self) -> Path:
@@ -109,9 +109,7 @@ class Project:
         with self.lock:
             self.last += 1
             name = str(self.last)
-        about = {"id": name, "name": f"Take {name}", "kind": "song", "before": None, "seed": 0, "style": "",
-                 "made": time.strftime("%Y-%m-%dT%H:%M:%S"), "duration": 0.0, "starred": False, "lines": [],
-                 "spans": [], "note": ""}
+        about = BLANK | {"id": name, "name": f"Take {name}", "made": time.strftime("%Y-%m-%dT%H:%M:%S")}
         try:
             yield name, about
             write_json(self.file(name, "json"), about, ensure_ascii=False)
@@ -148,3 +146,12 @@ class Project:
         with self.lock:
             return copy.deepcopy({"document": self.document, "revision": self.revision, "takes": [
                 self.takes[name] for name in sorted(self.takes, key=int)]})
+
+
+def object_in(path: Path, like: dict) -> dict:
+    """The object in a JSON file. Raises: UserError if its fields or their types are not those of `like`."""
+    found = read_json(path)
+    if not isinstance(found, dict) or found.keys() != like.keys() or any(
+            not isinstance(found[name], type(value)) for name, value in like.items() if value is not None):
+        raise UserError(f"{path}: expected an object of {', '.join(like)}")
+    return found

@@ -30,7 +30,7 @@ from songs.picture import strip
 from studio.document import (LONGEST_S, LONGEST_TEXT, MOST_SEED, MOST_WORDS, checked, is_bool, is_text,
                              or_null, report)
 from studio.exchange import EXPORTS, exported, recording, words_in
-from studio.jobs import ASKED, MOST_BEST_OF, MOST_QUEUED, Full, Job, Jobs, Singer
+from studio.jobs import ASKED, MOST_BEST_OF, MOST_QUEUED, Job, Jobs, Singer
 from studio.project import Project, Stale
 from studio.typed import kind_of_text, with_lyrics
 from style import named_styles
@@ -283,17 +283,17 @@ class Studio:
         body = await body_of(request, MOST_SOUND if sound else MOST_TEXT)
 
         def made() -> dict:
+            document = self.project.state()["document"]
             with self.project.work() as work:
                 path = work / f"import{suffix}"
                 path.write_bytes(body)
                 try:
-                    new = words_in(path) if sound else formats.read(path)
+                    words = words_in(path) if sound else formats.read(path)
+                    if words:
+                        document = checked(with_lyrics(document, words, self.reader), self.styles)
                     take = {"take": recording(self.project, path, name, self.rate_hz)} if sound else {}
                 except UserError as e:
                     raise UserError(str(e).replace(str(path), name)) from None
-            document = self.project.state()["document"]
-            if new:
-                document = checked(with_lyrics(document, new, self.reader), self.styles)
             return {"document": document, **take}
         answer = await run_in_threadpool(made)
         if sound:
@@ -309,20 +309,14 @@ class Studio:
         if revision != state["revision"]:
             return self.stale()
         job = Job(state["document"], dict(zip(ASKED, asked)))
-        self.singer.steps(job)                               # a mistake is told at once
-        try:
-            self.jobs.add(job)
-        except Full:
-            return refusal(429, f"{MOST_QUEUED} songs wait already")
+        await run_in_threadpool(self.singer.steps, job)      # a mistake is told at once
+        self.jobs.add(job)
         return JSONResponse({"job": job.shown()})
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a song."""
         [job] = await json_in(request, job=lambda value: isinstance(value, str))
-        try:
-            self.jobs.cancel(job)
-        except KeyError:
-            return refusal(404, "there is no such job")
+        self.jobs.cancel(job)
         return JSONResponse({})
 
     # Takes

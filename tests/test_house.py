@@ -26,7 +26,7 @@ ARROWS = {"config": set(), "support": {"config"}, "lyrics": {"config", "phonemes
           "model": PURE, "sampler": PURE, "phonemes": PURE, "sung": PURE, "vae": PURE, "data": PURE}
 # Code lines of a root module, of sample.py, of the root; of everything, and of that without its imports,
 # which are the price of rooms; lines of a function.
-LONGEST_FILE, LONGEST_SAMPLE, LONGEST_METHOD, LONGEST_ALL, IMPORTS_ASIDE = 300, 220, 2550, 10600, 9500
+LONGEST_FILE, LONGEST_SAMPLE, LONGEST_METHOD, LONGEST_ALL, IMPORTS_ASIDE = 300, 220, 2550, 11600, 10400
 LONGEST_FUNCTION = 60
 
 

@@ -214,6 +214,27 @@ def test_one_window_is_sampled_as_it_always_was(model, golden):
     assert calls == [4] and torch.equal(out, sample(model, batch, *settings))
 
 
+@pytest.mark.parametrize("solver", ["euler", "abm"])
+def test_kept_frames(model, golden, solver):
+    """Frames that are kept end as they were, by any solver; the others are sung to fit them."""
+    given = golden("b_sample_inputs.safetensors")
+    batch = {"phonemes": given["text"], "style": given["style_prompt"],
+             **{k: given[k] for k in names.SCALARS}}
+    settings = (given["y0"], time_grid(9, -1.0), Guidance("dual", (2.0, 2.0), (0.0, 1.0)),
+                given["negative_style"], solver)
+    free = sample_windows(model, [(0, batch)], *settings)
+    until = torch.full((free.shape[1], 1), 2.0)
+    until[20:30] = 0
+    found = [sample_windows(model, [(0, batch)], *settings, keep=(old, until)) for old in (free, free + 1)]
+    for old, out in zip((free, free + 1), found, strict=True):
+        assert error(out[:, :20], old[:, :20]) < 1e-5 and error(out[:, 30:], old[:, 30:]) < 1e-5
+    until[20:30] = 0.5                                       # led half of the way
+    half = sample_windows(model, [(0, batch)], *settings, keep=(free + 1, until))
+    assert 0 < error(half[:, 20:30], free[:, 20:30] + 1) < error(found[1][:, 20:30], free[:, 20:30] + 1)
+    apart = [(out[:, 20:30] - free[:, 20:30]).abs().mean() for out in found]
+    assert 0 < apart[0] < apart[1]
+
+
 def test_memory_holds_one_condition(model, long_song, monkeypatch):
     """All windows' conditions at once, half a gigabyte each in JAM-0.5: an hour of song would fit no GPU."""
     living, compute = [], model.condition

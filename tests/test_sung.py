@@ -220,6 +220,26 @@ def test_parts_are_not_heard(clear, part, monkeypatch):
     assert len(parts) == -(-150 // part) and (cut - whole).abs().max() < 2e-4 * whole.abs().max()
 
 
+@pytest.mark.parametrize("lead", [0, 4])
+def test_a_part_that_is_decoded_again_is_in_phase(clear, lead):
+    """After a span of another pitch, harmonics that are out of step with the song before would be heard."""
+    notes = torch.full((160,), 60.3)
+    old = clear.pack(**song(notes))[None]
+    changed = torch.cat([torch.full((2 * lead,), 62.0), notes])
+    changed[2 * lead + 60:2 * lead + 80] = 61.1              # frames 30 to 40 of the song before
+    new, before = clear.pack(**song(changed))[None], clear.decode(old)
+    spans = [(0, lead)] * (lead > 0) + [(lead + 30, lead + 40)]
+    after, hz = clear.decode_again(new, (lead + 50, lead + 60), spans, clear.pitch(old), lead)
+    there = before[..., 50 * HOP:60 * HOP]
+    assert (after - there).abs().max() < 2e-3 * there.abs().max()
+    out_of_step = clear.decode(new)[..., (lead + 50) * HOP:(lead + 60) * HOP]
+    assert (out_of_step - there).abs().max() > 0.1 * there.abs().max()
+    shift = 12 * (hz / clear.pitch(new)).log2().abs()
+    assert shift.max() < 0.5 and shift[:, 2 * lead + 100:].max() < 1e-3
+    same, _ = clear.decode_again(old, (20, 30), [(40, 50)], clear.pitch(old))
+    assert (same - before[..., 20 * HOP:30 * HOP]).abs().max() < 1e-4 * before.abs().max()
+
+
 def test_reach_of_the_decoder(clear):
     """Parts computed with fewer neighbours than a frame depends on, or with many more."""
     decoder, v = clear.model.decoder, clear.unpack(clear.pack(**song(slide(150)))[None])

@@ -190,6 +190,15 @@ def test_cuts_are_not_heard(model, monkeypatch):
     assert seam(monkeypatch, model, 32)[0] > 4e-6            # measured: 1e-5
 
 
+@pytest.mark.parametrize("part", [(0, 20), (150, 170), (290, 300)])
+def test_a_part_that_is_decoded_again(model, part):
+    """Fewer neighbours than a frame's sound depends on; a part at the song's end."""
+    codec, z = OobleckCodec(TINY, model), latents(300)
+    wave, hz = codec.decode_again(z, part, [part], codec.pitch(z))
+    whole = codec.decode(z)[..., part[0] * TINY.hop:part[1] * TINY.hop]
+    assert error(wave, whole) < 2e-6 * whole.abs().max() and hz.shape == (1, 0)
+
+
 class Recorder(nn.Module):
     """Decodes each frame to its first channel, and remembers what it was given."""
 

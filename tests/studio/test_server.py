@@ -1,6 +1,7 @@
 """The studio's server, as pages and others meet it: who may ask, and what is answered."""
 
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -11,6 +12,9 @@ import sys
 
 import pytest
 from conftest import ROOT
+
+from config import UserError
+from studio.__main__ import main
 
 TEXT = "[Verse]\nGood morning sunny world\nAnd good night"
 
@@ -155,7 +159,8 @@ def test_methods_and_bodies_that_are_not_known(studio):
     for body in ("", "{", b"\xff", "[" * 100_000, "NaN"):
         assert studio.ask("POST", "/api/check", body)[0] in (400, 422)
     assert studio.ask("POST", "/api/check", {"document": {}, "more": 1})[0] == 422
-    assert studio.ask("POST", "/api/cancel", {"job": "99"}) == (404, {"error": "there is no such job"})
+    assert studio.ask("POST", "/api/cancel", {"job": "99"}) == (
+        422, {"error": "job 99: is over, or never was"})
 
 
 def test_large_bodies_are_refused(studio):
@@ -313,7 +318,7 @@ def test_songs_wait_and_are_cancelled_and_a_page_that_comes_later_sees_it(studio
     studio.post("/api/cancel", job=second["id"])
     for _ in range(8):
         studio.sing(revision)
-    assert studio.ask("POST", "/api/sing", {"revision": revision}) == (429, {"error": "8 songs wait already"})
+    assert studio.ask("POST", "/api/sing", {"revision": revision}) == (422, {"error": "8 songs wait already"})
     for job in studio.state()["queue"]:
         studio.post("/api/cancel", job=job["id"])
     studio.post("/api/cancel", job=first["id"])
@@ -357,16 +362,22 @@ def test_a_killed_server_leaves_a_project_that_another_opens(tmp_path, tiny_fold
 def test_ctrl_c_cancels_a_song_and_a_port_in_use_is_told(tmp_path, tiny_folder):
     with start(tmp_path / "project", tiny_folder) as server:
         client = Client(server.stdout.readline())
-        _, revision = client.write(duration=100.0)
-        events = client.events()
-        client.sing(revision)
-        next(event for event in events if event["type"] == "job" and event["job"]["stage"] == "sampling")
         done = subprocess.run([sys.executable, "-m", "studio", "--port", client.port, "--project",
                                tmp_path / "other"], cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == f"error: --port {client.port}: Address already in use\n"
+        _, revision = client.write(duration=100.0)
+        events = client.events()
+        client.sing(revision)
+        next(event for event in events if event["type"] == "job" and event["job"]["stage"] == "sampling")
         server.send_signal(signal.SIGINT)
         assert server.wait(30) == 130 and "Traceback" not in server.stderr.read()
         with socket.socket() as closed:
             assert closed.connect_ex(("127.0.0.1", int(client.port))) != 0
     assert not [*(tmp_path / "project" / "takes").iterdir()]
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="starlette is not installed: pip install -r requirements-studio.txt"):
+        main([])
