@@ -42,7 +42,8 @@ export class Panels {
 
   render() {
     const {store, checked} = this.studio;
-    this.when("takes", [store.takes, store.doc.take], () => this.writeTakes());
+    const shown = JSON.stringify(store.takes.map(({id, name, starred, note}) => [id, name, starred, note]));
+    this.when("takes", [shown, store.doc.take], () => this.writeTakes());
     this.when("job", [store.job, store.queue], () => this.writeJob());
     this.when("problems", [checked.found], () => this.writeProblems());
     this.when("export", [store.doc.take, store.exports], () => this.writeExports());

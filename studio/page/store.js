@@ -4,7 +4,7 @@
 
 import {call} from "./api.js";
 
-const SAVE_MS = 400, MERGE_MS = 1000, STEPS = 200, KEPT_CHARACTERS = 2_000_000;
+const SAVE_MS = 400, MERGE_MS = 1000, STEPS = 200, KEPT_CHARACTERS = 1_000_000;
 const kept = "studio history";
 
 // One text for equal documents, whatever the order in which a server writes their fields.
@@ -12,6 +12,13 @@ const sorted = value => value && typeof value === "object" && !Array.isArray(val
   ? Object.fromEntries(Object.entries(value).sort(([a], [b]) => a < b ? -1 : 1)) : value;
 const canonical = value => JSON.stringify(value, (_, inner) => sorted(inner));
 export const same = (one, two) => one === two || canonical(one) === canonical(two);
+
+// The last steps, as many as the browser keeps over a reload.
+function recent(steps) {
+  let count = 0, room = KEPT_CHARACTERS;
+  while (count < steps.length && (room -= JSON.stringify(steps.at(-1 - count)).length) > 0) count++;
+  return steps.slice(steps.length - count);
+}
 
 export class Store extends EventTarget {
   // state: the answer of /api/state.
@@ -156,11 +163,8 @@ export class Store extends EventTarget {
 
   // Keep the history over a reload, as far as it fits, and what is not yet saved.
   keep() {
-    const {doc, base, revision, redos} = this;
-    let room = KEPT_CHARACTERS;
-    const fits = (_, i, steps) => (room -= JSON.stringify(steps.at(-1 - i)).length) > 0;
-    const undos = this.undos.slice(this.undos.length - this.undos.filter(fits).length);
-    const history = {doc, revision, undos, redos: room > 0 ? redos.slice(-20) : []};
+    const {doc, base, revision} = this;
+    const history = {doc, revision, undos: recent(this.undos), redos: recent(this.redos)};
     sessionStorage.setItem(kept, JSON.stringify(history));
     const nobody = () => {};                                     // is left to be told of a failure
     if (doc !== base)
