@@ -1,6 +1,6 @@
-// What the time line of a finished song's page (songs/page.html, which holds a copy of this file) and that of the
-// studio (studio/page, which imports it) share: time stamps, the drawing of the wave, lanes for words that
-// overlap, and when to follow the sound again. No state of its own. Start with drawWave.
+// What the time line of a finished song's page (songs/page.html, which holds a copy of this file) and that of
+// the studio (studio/page, which imports it) share: time stamps, the drawing of the wave, lanes for words
+// that overlap, and when to follow the sound again. No state of its own. Start with drawWave.
 
 const BAR_PX = 3, PATIENCE_MS = 4000;
 
@@ -37,9 +37,10 @@ export function cleared(canvas, wide, high) {
   return context;
 }
 
-// Draw the part of a wave that a canvas shows, as bars; those left of the playhead in the colour of what was played.
-// sound: {peaks: percents of full scale, rate: peaks a second}; view: {left, wide: what is seen of the whole, in
-// pixels, scale: pixels a second, top, high: where it stands, head: the playhead, seen from the left edge}.
+// Draw the part of a wave that a canvas shows, as bars; those left of the playhead in the colour of what was
+// played. sound: {peaks: percents of full scale, rate: peaks a second}; view: {left, wide: what is seen of
+// the whole, in pixels, scale: pixels a second, top, high: where it stands, head: the playhead, seen from the
+// left edge}.
 export function drawWave(context, sound, view, colour) {
   const perBar = BAR_PX / view.scale * sound.rate;
   for (let bar = Math.floor(view.left / BAR_PX); bar * BAR_PX < view.left + view.wide; bar++) {
@@ -53,8 +54,8 @@ export function drawWave(context, sound, view, colour) {
   }
 }
 
-// A lane for each span [start, end], sorted by start: the first in which it stands on no other; if all are taken,
-// the one that ends first.
+// A lane for each span [start, end], sorted by start: the first in which it stands on no other; if all are
+// taken, the one that ends first.
 export function lanes(spans, most) {
   const ends = [];
   return spans.map(([start, end]) => {

@@ -28,7 +28,10 @@ def find_browser():
 
 
 class Browser:
-    """A page, and others beside it (`tab`). Keys and clicks are what a person's are to it: trusted events at places on the screen."""
+    """A page, and others beside it (`tab`).
+
+    Keys and clicks are what a person's are to it: trusted events at places on the screen.
+    """
 
     def __init__(self, send, receive):
         self.send, self.receive, self.count, self.rest, self.session = send, receive, 0, b"", None
@@ -120,12 +123,14 @@ class Browser:
 
     def place(self, script, x=0.5):
         """Where the element that an expression gives is on the screen, at x of its width."""
-        return self.value("(e => { e.scrollIntoView({block: 'nearest'}); const b = e.getBoundingClientRect(); "
+        return self.value("(e => { e.scrollIntoView({block: 'nearest'}); "
+                          "const b = e.getBoundingClientRect(); "
                           f"return [b.left + {x} * b.width, b.top + b.height / 2]; }})({script})")
 
     def mouse(self, kind, x, y):
         """Move the mouse, press or release its button: kind "Moved", "Pressed", "Released"."""
-        about = {"button": "left", "buttons": int(kind == "Pressed"), "clickCount": 1} if kind != "Moved" else {}
+        about = {"button": "left", "buttons": int(kind == "Pressed"), "clickCount": 1}
+        about = {} if kind == "Moved" else about
         self.call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **about)
 
     def click(self, script, x=0.5):
@@ -160,7 +165,8 @@ def browsing():
         process = subprocess.Popen(
             [sys.executable, "-c", places, command, "--headless=new", *root, "--remote-debugging-pipe",
              "--disable-gpu", "--mute-audio", "--disable-dev-shm-usage",
-             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--no-first-run", f"--user-data-dir={profile}"],
+             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--no-first-run",
+             f"--user-data-dir={profile}"],
             pass_fds=(send[0], answer[1]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(send[0])
         os.close(answer[1])

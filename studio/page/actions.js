@@ -1,9 +1,9 @@
-// What keys and buttons do, by the names that keys.js and index.html use. Each is a function without arguments.
+// What keys and buttons do, by the names that keys.js and index.html use. Each is a function without
+// arguments.
 
 import {call} from "./api.js";
 import {edged, flat, joined, moved, replaced, split} from "./words.js";
 
-const NEAR_S = 1;                  // of a changed place, from which the new take is played
 const JUMP_S = 2, ZOOM = 1.4;
 const byId = id => document.getElementById(id);
 const random = () => Math.floor(Math.random() * 2 ** 31);
@@ -31,8 +31,8 @@ export function actionsOf(studio) {
   const range = by => {
     const at = word();
     if (!at) return;
-    const to = studio.range ? words().findLastIndex(({start}) => start < studio.range[1]) + by : studio.selected + by;
-    studio.extendTo(Math.max(studio.selected, Math.min(to, words().length - 1)));
+    const last = studio.range ? words().findLastIndex(({start}) => start < studio.range[1]) : studio.selected;
+    studio.extendTo(Math.max(studio.selected, Math.min(last + by, words().length - 1)));
   };
 
   // Changing the selected word.
@@ -43,6 +43,7 @@ export function actionsOf(studio) {
   const push = (edge, by) => () => edit((doc, i, old) => edged(doc, i, edge, old[edge] + by), edge);
   const field = name => () => {
     if (!word()) return;
+    studio.show();                                               // the fields may still be another word's
     byId("word").elements[name].focus();
     byId("word").elements[name].select();
   };
@@ -52,8 +53,8 @@ export function actionsOf(studio) {
     try {
       if (!await studio.lyrics.flush()) return;
       await store.save();
-      const {job} = await call("POST", "/api/sing", {revision: store.revision, take: null, span: null, seed: null,
-        variation: null, best_of: 1, ...request});
+      const {job} = await call("POST", "/api/sing", {revision: store.revision, take: null, span: null,
+        seed: null, variation: null, best_of: 1, ...request});
       studio.own(job.id);
       studio.say("");
       await store.refresh();
@@ -84,7 +85,8 @@ export function actionsOf(studio) {
       if (player.before === null) studio.say("There is no take before this one.");
       studio.render();
     },
-    slow50: () => studio.setSpeed(0.5), slow75: () => studio.setSpeed(0.75), slow100: () => studio.setSpeed(1),
+    slow50: () => studio.setSpeed(0.5), slow75: () => studio.setSpeed(0.75),
+    slow100: () => studio.setSpeed(1),
     back: () => player.seek(player.time - JUMP_S), ahead: () => player.seek(player.time + JUMP_S),
 
     async sing() {
@@ -142,6 +144,5 @@ export function actionsOf(studio) {
     },
     help: () => byId("help").showModal(),
     open: () => byId("file").click(),
-    near: take => Math.max(0, (take.spans[0]?.[0] ?? flat(take.lines)[0]?.start ?? 0) - NEAR_S),
   };
 }

@@ -1,4 +1,5 @@
-// The server as functions: `call` asks for JSON, `listen` tells of the server's events and of a lost connection.
+// The server as functions: `call` asks for JSON, `listen` tells of the server's events and of a lost
+// connection.
 
 // What the server refused (status 4xx, body: its JSON), or that it does not answer (status 0).
 export class Failure extends Error {
@@ -8,10 +9,12 @@ export class Failure extends Error {
   }
 }
 
-// Ask the server. body: an object to be sent as JSON, or a Blob as it is. Returns the answer's JSON. Throws: Failure.
+// Ask the server. body: an object to be sent as JSON, or a Blob as it is. Returns the answer's JSON. Throws:
+// Failure.
 export async function call(method, path, body, more = {}) {
   const raw = body instanceof Blob;
-  const headers = body === undefined ? {} : {"Content-Type": raw ? "application/octet-stream" : "application/json"};
+  const kind = raw ? "application/octet-stream" : "application/json";
+  const headers = body === undefined ? {} : {"Content-Type": kind};
   let answer;
   try {
     answer = await fetch(path, {method, headers, body: raw ? body : JSON.stringify(body), ...more});

@@ -52,14 +52,15 @@ export class Blocks {
   fill(block, i, word, roomy) {
     const {store, changed, checked} = this.studio, entry = store.doc.lines[word.line];
     const sounds = roomy ? checked.sounds(i, word) : [], problem = checked.problem(i);
-    const marks = ["changed", changed.words.has(i), "problem", Boolean(problem), "backing", entry.backing, "first",
-      word.index === 0, "own", entry.style !== null, "typed", word.phoneme !== null];
+    const marks = {changed: changed.words.has(i), problem: Boolean(problem), backing: entry.backing,
+      first: word.index === 0, own: entry.style !== null, typed: word.phoneme !== null};
     const about = [word.word, `${stamp(word.start, 2)} \u2013 ${stamp(word.end, 2)}`, entry.style,
       changed.words.has(i) && "not sung like this yet", problem].filter(Boolean).join(", ");
-    const all = flat(store.doc.lines).length, key = [about, all, ...marks, ...sounds.flat()].join("|");
+    const all = flat(store.doc.lines).length;
+    const key = [about, all, ...Object.values(marks), ...sounds.flat()].join("|");
     if (block.key === key) return;
     block.key = key;
-    for (let k = 0; k < marks.length; k += 2) block.classList.toggle(marks[k], marks[k + 1]);
+    for (const name in marks) block.classList.toggle(name, marks[name]);
     block.setAttribute("aria-label", about);
     block.setAttribute("aria-posinset", i + 1);
     block.setAttribute("aria-setsize", all);
@@ -110,10 +111,11 @@ export class Blocks {
     if (touch && !was) return;
     event.preventDefault();                                      // no selection of text
     block.setPointerCapture(event.pointerId);
-    const box = block.getBoundingClientRect(), reach = Math.min(touch ? 2 * EDGE_PX : EDGE_PX, box.width / 4);
-    const edge = event.clientX < box.left + reach ? "start" : event.clientX > box.right - reach ? "end" : null;
+    const box = block.getBoundingClientRect(), x = event.clientX;
+    const reach = Math.min(touch ? 2 * EDGE_PX : EDGE_PX, box.width / 4);
+    const edge = x < box.left + reach ? "start" : x > box.right - reach ? "end" : null;
     const {doc} = this.studio.store, {start, end} = flat(doc.lines)[i];
-    this.drag = {doc, place: i, edge, x: event.clientX, left: this.view.scroll.scrollLeft, start, end, going: false,
+    this.drag = {doc, place: i, edge, x, left: this.view.scroll.scrollLeft, start, end, going: false,
       key: `drag ${++this.drags}`};
   }
 

@@ -8,8 +8,8 @@ const CHECK_MS = 300;
 export class Checked {
   // tell() is called when there is something new; failed(failure) when the server could not say.
   constructor(tell, failed) {
-    Object.assign(this, {tell, failed, doc: null, timer: 0, words: [], found: {problems: [], sounds: [], phonemes: []},
-      at: new Map()});
+    Object.assign(this, {tell, failed, doc: null, timer: 0, words: [], at: new Map(),
+      found: {problems: [], sounds: [], phonemes: []}});
   }
 
   // The document has changed, perhaps in what matters here.
@@ -60,7 +60,8 @@ export class Checked {
   sounds(i, word) {
     if (!this.known(i, word)) return [];
     const {start, end} = this.words[i], long = end - start || 1;
-    return (this.found.sounds[i] ?? []).map(([text, from, to]) => [text, (from - start) / long, (to - start) / long]);
+    const part = time => (time - start) / long;
+    return (this.found.sounds[i] ?? []).map(([text, from, to]) => [text, part(from), part(to)]);
   }
 
   phoneme(i, word) {

@@ -1,12 +1,13 @@
-// The fields: the song's title, artist, singer, tempo and seed, and the selected word's text, sounds, times, singer.
-// A field changes the document when it is left, or on Enter.
+// The fields: the song's title, artist, singer, tempo and seed, and the selected word's text, sounds, times,
+// singer. A field changes the document when it is left, or on Enter.
 
 import {make, stamp} from "./timeline.js";
 import {altered, edged, flat, sungBy} from "./words.js";
 
 const NUMBERS = {bpm: [20, 400], seed: [0, 2 ** 32 - 1]};
 
-// A field that is `dirty` while it holds what the document does not; commit(text) says whether it is accepted.
+// A field that is `dirty` while it holds what the document does not; commit(text) says whether it is
+// accepted.
 function field(input, commit) {
   const done = () => {
     if (!input.dataset.dirty) return;
@@ -70,14 +71,13 @@ export class Inspector {
     const {studio: {store: {doc, styles}, selected, checked}, bar, form} = this;
     const {word, phoneme, start, end, style} = form.elements;
     options(bar.find(input => input.id === "style"), styles);
-    options(style, styles, [["", "as the song"]]);
+    options(style, styles, [["", "the song\u2019s"]]);
     for (const input of bar) show(input, doc[input.id]);
     if (this.shown !== selected)                                 // what was typed for another word goes
       for (const input of form.elements) delete input.dataset.dirty;
     this.shown = selected;
     const chosen = selected === null ? null : flat(doc.lines)[selected];
     for (const control of form.elements) control.disabled = !chosen;
-    form.classList.toggle("idle", !chosen);
     show(word, chosen?.word ?? "");
     show(phoneme, chosen?.phoneme ?? "");
     phoneme.placeholder = chosen ? checked.phoneme(selected, chosen) : "";

@@ -1,5 +1,5 @@
-// The keys: which do what, and how the help names them. An action's name is a function of actions.js; the buttons of
-// index.html name the same ones (data-do).
+// The keys: which do what, and how the help names them. An action's name is a function of actions.js; the
+// buttons of index.html name the same ones (data-do).
 
 // [group, [[keys, action, text], ...]]; Ctrl stands for Command, too.
 export const KEYS = [
@@ -42,38 +42,45 @@ export const KEYS = [
   ]],
 ];
 
-const ACTIONS = new Map(KEYS.flatMap(([, rows]) => rows.flatMap(([keys, action]) => keys.map(key => [key, action]))));
+const ACTIONS = new Map(KEYS.flatMap(([, rows]) => rows).flatMap(
+  ([keys, action]) => keys.map(key => [key, action])));
 // With Shift, the steps of 10 ms are 50 ms.
 for (const [key, action] of [...ACTIONS])
   if (action.endsWith("10")) ACTIONS.set(key.replace("Arrow", "Shift+Arrow"), action.replace("10", "50"));
 
 // The name of a pressed key with its modifiers, as in KEYS.
 function pressed(event) {
-  const letter = event.key.length === 1, name = event.key === " " ? "Space" : letter ? event.key.toUpperCase() : event.key;
-  const shift = event.shiftKey && !(letter && /[^A-Z ]/i.test(event.key));       // ? and + need it on many keyboards
-  return (event.ctrlKey || event.metaKey ? "Ctrl+" : "") + (event.altKey ? "Alt+" : "") + (shift ? "Shift+" : "") + name;
+  const {key} = event, name = key === " " ? "Space" : key.length === 1 ? key.toUpperCase() : key;
+  const sign = key.length === 1 && /[^A-Z ]/i.test(key);         // ? and + need Shift on many keyboards
+  const held = {Ctrl: event.ctrlKey || event.metaKey, Alt: event.altKey, Shift: event.shiftKey && !sign};
+  return [...Object.keys(held).filter(one => held[one]), name].join("+");
 }
 
 // How a key is shown.
-export const shown = key => key.replace("ArrowLeft", "\u2190").replace("ArrowRight", "\u2192").replace("ArrowUp", "\u2191")
-  .replace("ArrowDown", "\u2193").replace("PageUp", "Page \u2191").replace("PageDown", "Page \u2193");
+const SIGNS = {ArrowLeft: "\u2190", ArrowRight: "\u2192", ArrowUp: "\u2191", ArrowDown: "\u2193",
+  PageUp: "Page \u2191", PageDown: "Page \u2193"};
+export const shown = key => key.replace(/\w+$/, name => SIGNS[name] ?? name);
 // The key of an action, for a button's title; "" for none.
 export const keyOf = action => shown([...ACTIONS].find(([, name]) => name === action)?.[0] ?? "");
 
 const FIELD = "textarea, select, input:not([type=range], [type=checkbox], [type=file])";
 const IN_FIELDS = new Set(["sing", "undo", "redo"]);
 
-// Do what keys ask for. In a field, letters are text, arrows move in it, and what is typed there has its own undo.
+// Do what keys ask for. In a field, letters are text, arrows move in it, and what is typed there has its own
+// undo.
 export function listenToKeys(actions) {
   addEventListener("keydown", event => {
     const action = ACTIONS.get(pressed(event)), field = event.target.closest?.(FIELD);
     if (!action || event.defaultPrevented || document.querySelector("dialog[open]")) return;
     if (field && (!IN_FIELDS.has(action) || field.dataset.dirty && action !== "sing")) return;
     const inside = event.target.closest?.("button, a, summary, [type=range], [type=checkbox]");
-    if (inside && (action === "rename" || event.target.type === "range" && event.key.startsWith("Arrow"))) return;
+    const moves = event.target.type === "range" && event.key.startsWith("Arrow");
+    if (inside && (action === "rename" || moves)) return;
     event.preventDefault();
     if (!event.repeat || !["toggle", "sing", "again", "tap"].includes(action)) actions[action]();
   });
   // On a button, Space would click it when it is let go.
-  addEventListener("keyup", event => event.key === " " && !event.target.closest?.(FIELD) && event.preventDefault());
+  addEventListener("keyup", event => {
+    if (event.key === " " && !event.target.closest?.(FIELD)) event.preventDefault();
+  });
 }

@@ -1,6 +1,8 @@
-// The lyrics as text: what is typed or pasted becomes lines of the document; what changes elsewhere is shown here.
+// The lyrics as text: what is typed or pasted becomes lines of the document; what changes elsewhere is shown
+// here.
 
 import {call} from "./api.js";
+import {same} from "./store.js";
 import {plain} from "./words.js";
 
 const TYPED_MS = 400;
@@ -12,7 +14,7 @@ export class LyricsBox {
     box.addEventListener("input", event => {
       box.dataset.dirty = "true";
       clearTimeout(this.timer);
-      this.timer = setTimeout(() => this.flush(), event.inputType?.startsWith("insertFromPaste") ? 0 : TYPED_MS);
+      this.timer = setTimeout(() => this.flush(), event.inputType === "insertFromPaste" ? 0 : TYPED_MS);
     });
     box.addEventListener("blur", async () => { if (await this.flush()) this.write(); });
   }
@@ -30,10 +32,10 @@ export class LyricsBox {
       const text = box.value, {doc} = store;
       try {
         const {document: found} = await call("POST", "/api/lyrics", {document: doc, text});
-        if (store.doc !== doc) continue;                         // it was changed meanwhile: once more, from that one
+        if (store.doc !== doc) continue;                         // changed meanwhile: once more
         if (box.value === text) delete box.dataset.dirty;
-        this.lines = found.lines;
-        store.edit(() => found, "lyrics");
+        store.edit(() => same(found, doc) ? doc : found, "lyrics");
+        this.lines = store.doc.lines;
         this.studio.say("");
       } catch (failure) {
         this.studio.say(failure.message, "error");

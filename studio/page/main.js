@@ -1,5 +1,5 @@
-// Starts the studio's page and ties its parts together: the store (document), the views that show it, the player, and
-// the server's events. Read `Studio`, then `start`.
+// Starts the studio's page and ties its parts together: the store (document), the views that show it, the
+// player, and the server's events. Read `Studio`, then `start`.
 
 import {actionsOf} from "./actions.js";
 import {call, listen} from "./api.js";
@@ -17,13 +17,14 @@ import {changes, flat} from "./words.js";
 
 const PLAY = "M7 4v16l13-8z", PAUSE = "M6 4h4v16H6zM14 4h4v16h-4z";
 const byId = id => document.getElementById(id);
+const NEAR_S = 1;                  // of a changed place, from which a new take is played
 const NEWS_MS = 12_000;            // how long good news stays
-const OWN = "studio jobs";         // of this tab: their takes are played when they are done, after a reload, too
+const OWN = "studio jobs";         // of this tab: their takes are played when done, after a reload, too
 
 class Studio {
   constructor(state) {
-    Object.assign(this, {selected: null, range: null, changed: {words: new Set(), count: 0}, song: {}, compared: [],
-      jobs: JSON.parse(sessionStorage.getItem(OWN) ?? "[]"), pending: 0, lost: ""});
+    Object.assign(this, {selected: null, range: null, changed: {words: new Set(), count: 0}, song: {},
+      compared: [], jobs: JSON.parse(sessionStorage.getItem(OWN) ?? "[]"), pending: 0, lost: ""});
     for (const name of ["say", "fail"]) this[name] = this[name].bind(this);
     this.store = new Store(state);
     this.player = new Player(byId("audio"), byId("other"));
@@ -35,7 +36,7 @@ class Studio {
     this.tap = new Tap(this, byId("tapping"));
     this.actions = actionsOf(this);
     this.store.addEventListener("change", () => this.render());
-    this.store.addEventListener("news", event => this.say(event.detail));
+    this.store.addEventListener("news", event => this.say(...event.detail));
     this.player.addEventListener("time", () => this.showTime());
   }
 
@@ -78,8 +79,8 @@ class Studio {
     byId("speed").value = rate;
   }
 
-  own(job) {
-    this.jobs.push(job);
+  own(job, yes = true) {
+    this.jobs = this.jobs.filter(other => other !== job).concat(yes ? job : []);
     sessionStorage.setItem(OWN, JSON.stringify(this.jobs));
   }
 
@@ -90,7 +91,7 @@ class Studio {
 
   show() {
     const {store, player, view} = this, {doc} = store, words = flat(doc.lines), take = store.take();
-    if (this.selected !== null && this.selected >= words.length) this.selected = words.length ? words.length - 1 : null;
+    if (this.selected >= words.length) this.selected = words.length ? words.length - 1 : null;
     const parts = [doc.lines, doc.style, take];
     if (parts.some((part, k) => part !== this.compared[k])) {
       this.compared = parts;
@@ -101,11 +102,11 @@ class Studio {
     this.song = this.nextSong(words, take);
     byId("sing").textContent = this.song.label;
     byId("sing").disabled = !words.length || !this.song.request;
-    for (const [name, on] of [["loop", player.loop], ["compare", player.second], ["spectrogram", view.spectrogram]])
-      document.querySelector(`[data-do=${name}]`).setAttribute("aria-pressed", on);
-    for (const [name, can] of [["undo", store.undos.length], ["redo", store.redos.length], ["again", words.length],
-      ["compare", player.before !== null], ["toggle", doc.take !== null]])
-      document.querySelector(`[data-do=${name}]`).disabled = !can;
+    const on = {loop: player.loop, compare: player.second, spectrogram: view.spectrogram};
+    for (const name in on) document.querySelector(`[data-do=${name}]`).setAttribute("aria-pressed", on[name]);
+    const can = {undo: store.undos.length, redo: store.redos.length, again: words.length,
+      compare: player.before !== null, toggle: doc.take !== null};
+    for (const name in can) document.querySelector(`[data-do=${name}]`).disabled = !can[name];
     byId("of").textContent = aboutSelection(this);
     document.title = doc.title ? `${doc.title} \u2013 Studio` : "Studio";
     for (const part of [this.lyrics, this.inspector, this.panels]) part.render();
@@ -113,26 +114,26 @@ class Studio {
     this.showTime();
   }
 
+  // The take to compare one with: that of which it is an edit, else the one before.
   before(take) {
     if (!take) return null;
-    const earlier = this.store.takes.filter(other => Number(other.id) < Number(take.id)).map(other => other.id);
-    return this.store.take(take.before ?? undefined) && take.before !== null ? take.before : earlier.at(-1) ?? null;
+    const earlier = this.store.takes.filter(other => Number(other.id) < Number(take.id));
+    return (this.store.take(take.before) ?? earlier.at(-1))?.id ?? null;
   }
 
   // What the main button would do: its label and its request.
   nextSong(words, take) {
     const {count} = this.changed;
     if (!take || take.kind === "recording") return {label: "Sing", request: {take: null}};
-    let first = take;
-    while (first.before !== null && this.store.take(first.before)) first = this.store.take(first.before);
-    if (!count) return first.seed === this.store.doc.seed ? {label: "All sung"}
+    if (!count) return this.store.seedOf(take) === this.store.doc.seed ? {label: "All sung"}
       : {label: "Sing with this seed", request: {take: null}};
     if (this.changed.words.size === words.length) return {label: "Sing all", request: {take: null}};
     return {label: `Sing ${count} changed word${count > 1 ? "s" : ""}`, request: {take: take.id}};
   }
 
   showTime() {
-    const {player, view} = this, icon = player.paused ? PLAY : PAUSE, path = byId("play").querySelector("path");
+    const {player, view} = this, icon = player.paused ? PLAY : PAUSE;
+    const path = byId("play").querySelector("path");
     byId("clock").textContent = `${stamp(player.time, 2)} / ${stamp(view.duration, 2)}`;
     if (path.getAttribute("d") !== icon) {
       path.setAttribute("d", icon);
@@ -148,23 +149,29 @@ class Studio {
     if (event.type !== "job") return store.refresh().catch(this.fail);
     const {job} = event, over = ["done", "failed", "cancelled"].includes(job.state);
     if (store.job?.id === job.id) store.job = job;
-    if (over || store.job?.id !== job.id) await store.refresh().catch(this.fail);        // the queue has changed
+    if (over || store.job?.id !== job.id) await store.refresh().catch(this.fail);      // the queue is another
     this.render();
     if (job.state === "failed") this.say(job.error, "error");
     if (job.state === "cancelled") this.say("Cancelled.");
     if (job.state === "done" && this.jobs.includes(job.id)) this.present(store.take(job.take));
+    if (over) this.own(job.id, false);
+  }
+
+  // Ask how things are; a song of this tab may have been sung while nobody listened.
+  async catchUp() {
+    await this.store.refresh().catch(this.fail);
+    const {job} = this.store;
+    if (this.jobs.includes(job?.id)) await this.hear({type: "job", job});
   }
 
   // Play a take that has just been sung, from shortly before what is new.
   present(take) {
-    this.jobs = [];
-    sessionStorage.removeItem(OWN);
     if (!take) return;
-    const seed = take.kind === "song" ? take.seed : this.store.doc.seed;
-    this.store.edit(doc => doc.take === take.id && doc.seed === seed ? doc : {...doc, take: take.id, seed}, "sung");
+    const seed = this.store.seedOf(take), shown = {take: take.id, seed};
+    this.store.edit(doc => doc.take === take.id && doc.seed === seed ? doc : {...doc, ...shown}, "sung");
     this.show();
     this.say(take.note);
-    const from = this.actions.near(take);
+    const from = Math.max(0, (take.spans[0]?.[0] ?? flat(take.lines)[0]?.start ?? 0) - NEAR_S);
     this.player.play(from);
     this.view.reveal(from, from);
     this.view.follows.reset();
@@ -175,7 +182,8 @@ class Studio {
     try {
       if (!await this.lyrics.flush()) return;
       await this.store.save();
-      const {document: found, take} = await call("POST", `/api/import?name=${encodeURIComponent(file.name)}`, file);
+      const path = `/api/import?name=${encodeURIComponent(file.name)}`;
+      const {document: found, take} = await call("POST", path, file);
       await this.store.refresh();
       this.store.edit(doc => ({...found, take: take ?? doc.take}));
       this.say(`${file.name} is here. Undo brings back what was here before.`);
@@ -222,9 +230,8 @@ async function start() {
     audio.onerror = () => studio.say("This take cannot be played.", "error");
   listen(event => studio.hear(event), again => {
     studio.lost = "";
-    if (!again) return;
-    studio.say("Connected again.");
-    studio.store.refresh().catch(studio.fail);
+    if (again) studio.say("Connected again.");
+    studio.catchUp();
   }, text => {
     studio.lost = text;
     studio.say(text, "error");

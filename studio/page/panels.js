@@ -1,4 +1,5 @@
-// Lists beside the time line: takes, the job that runs and those that wait, problems, exports, and the keys' help.
+// Lists beside the time line: takes, the job that runs and those that wait, problems, exports, and the keys'
+// help.
 
 import {call} from "./api.js";
 import {KEYS, keyOf, shown} from "./keys.js";
@@ -7,6 +8,7 @@ import {flat} from "./words.js";
 
 const byId = id => document.getElementById(id);
 const RUNS = ["queued", "singing"];
+const NAMES = {ultrastar: "UltraStar", textgrid: "TextGrid", page: "Page (HTML)", account: "Account (JSON)"};
 
 function button(parent, text, name, act) {
   const made = make("button", parent, text);
@@ -40,7 +42,8 @@ export class Panels {
 
   render() {
     const {store, checked} = this.studio;
-    this.when("takes", [store.takes, store.doc.take], () => this.writeTakes());
+    const shown = JSON.stringify(store.takes.map(({id, name, starred, note}) => [id, name, starred, note]));
+    this.when("takes", [shown, store.doc.take], () => this.writeTakes());
     this.when("job", [store.job, store.queue], () => this.writeJob());
     this.when("problems", [checked.found], () => this.writeProblems());
     this.when("export", [store.doc.take, store.exports], () => this.writeExports());
@@ -75,9 +78,11 @@ export class Panels {
       name.className = "name";
       if (current) name.setAttribute("aria-current", "true");
       name.title = current ? "This take is shown" : "Go back to this take and its words";
-      make("span", row, [stamp(take.duration), take.note].filter(Boolean).join(" \u00b7 ")).className = "note";
+      const about = [stamp(take.duration), take.note].filter(Boolean).join(" \u00b7 ");
+      make("span", row, about).className = "note";
       button(row, "Rename", `Rename ${take.name}`, () => this.rename(row, name, take));
-      const gone = button(row, "\u00d7", `Delete ${take.name}`, () => this.ask("DELETE", `/api/takes/${take.id}`));
+      const gone = button(row, "\u00d7", `Delete ${take.name}`,
+        () => this.ask("DELETE", `/api/takes/${take.id}`));
       gone.disabled = current;
       [...row.querySelectorAll("button")].forEach((one, k) => { one.dataset.key = `${take.id} ${k}`; });
     }
@@ -87,7 +92,7 @@ export class Panels {
   goTo(take) {
     const {store} = this.studio;
     store.edit(doc => take.id === doc.take ? doc : take.kind === "recording" ? {...doc, take: take.id}
-      : {...doc, take: take.id, lines: take.lines, style: take.style, seed: take.seed});
+      : {...doc, take: take.id, lines: take.lines, style: take.style, seed: store.seedOf(take)});
   }
 
   rename(row, name, take) {
@@ -105,16 +110,20 @@ export class Panels {
       if (keep && text && text !== take.name) this.ask("POST", `/api/takes/${take.id}`, {name: text});
     };
     input.onblur = () => done(true);
-    input.onkeydown = event => { if (["Enter", "Escape"].includes(event.key)) done(event.key === "Enter"); };
+    input.onkeydown = event => {
+      if (!["Enter", "Escape"].includes(event.key) || event.isComposing) return;
+      event.preventDefault();                                    // else Enter would also press the name
+      done(event.key === "Enter");
+    };
   }
 
   writeJob() {
-    const {store: {job, queue}} = this.studio, box = byId("job"), runs = Boolean(job) && RUNS.includes(job.state);
+    const {store: {job, queue}} = this.studio, box = byId("job"), runs = RUNS.includes(job?.state);
     const focused = box.contains(document.activeElement);
     box.hidden = !runs;
     if (runs) {
       const steps = job.of ? ` ${job.done} of ${job.of}` : "";
-      box.querySelector("span").textContent = job.state === "queued" ? "Waiting" : `Singing: ${job.stage || "starting"}${steps}`;
+      box.querySelector("span").textContent = `Singing: ${job.stage || "starting"}${steps}`;
       const bar = box.querySelector("progress");
       if (job.of) bar.value = job.done / job.of; else bar.removeAttribute("value");
       bar.setAttribute("aria-label", "Singing");
@@ -132,7 +141,8 @@ export class Panels {
     byId("problems").hidden = !checked.problems.length;
     list.replaceChildren();
     for (const problem of checked.problems) {
-      const row = make("li", list), place = checked.place(problem), word = flat(studio.store.doc.lines)[place];
+      const row = make("li", list), place = checked.place(problem);
+      const word = flat(studio.store.doc.lines)[place];
       row.className = problem.level;
       make("strong", row, problem.level);
       if (word) button(row, `${word.word}: ${problem.text}`, "", () => {
@@ -147,10 +157,9 @@ export class Panels {
   writeExports() {
     const {store: {exports, doc}} = this.studio, list = byId("export").querySelector("ul");
     list.replaceChildren();
-    byId("export").classList.toggle("idle", !doc.take);
     if (!doc.take) make("li", list, "Sing first: there is no take yet.");
     for (const kind of doc.take ? exports : []) {
-      const link = make("a", make("li", list), kind);
+      const link = make("a", make("li", list), NAMES[kind] ?? kind.toUpperCase());
       link.href = `/api/export/${kind}?take=${doc.take}`;
       link.download = "";
     }
@@ -168,12 +177,12 @@ export class Panels {
         make("dd", list, text);
       }
     }
-    make("p", box, "With Shift, steps of 10 ms are 50 ms. Ctrl is Command on a Mac. Drag a word or its edges: its "
-      + "neighbours give way. Drag on the ruler for a range. Drop a song or lyrics anywhere.");
+    make("p", box, "With Shift, steps of 10 ms are 50 ms. Ctrl is Command on a Mac. Drag a word or its "
+      + "edges: its neighbours give way. Drag on the ruler for a range. Drop a song or lyrics anywhere.");
     for (const node of document.querySelectorAll("[data-do]")) {
       const name = node.getAttribute("aria-label") ?? node.textContent, key = keyOf(node.dataset.do);
       node.title = key ? `${name} (${key})` : name;
-      if (key) node.setAttribute("aria-keyshortcuts", key);
+      if (key) node.setAttribute("aria-keyshortcuts", key.replace("Ctrl", "Control"));
     }
   }
 }

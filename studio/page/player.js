@@ -1,5 +1,5 @@
-// Plays the current take, and the one before at the same place for comparison. Without a take it only keeps the
-// playhead. It tells of every change of time by an event "time", of playing and pausing, too.
+// Plays the current take, and the one before at the same place for comparison. Without a take it only keeps
+// the playhead. It tells of every change of time by an event "time", of playing and pausing, too.
 
 const EARLY_S = 0.005;             // a player may land a little before the time that it was asked for
 
@@ -61,7 +61,9 @@ export class Player extends EventTarget {
 
   start() {
     // A browser may refuse sound before the first click or key; the play button then still says Play.
-    this.audio.play().catch(error => { if (!["NotAllowedError", "AbortError"].includes(error.name)) throw error; });
+    this.audio.play().catch(error => {
+      if (!["NotAllowedError", "AbortError"].includes(error.name)) throw error;
+    });
   }
 
   toggle() {

@@ -1,22 +1,31 @@
-// The song as this tab knows it: the document with its history, and what the server has told. Read `edit`, then
-// `save` and `meet` (another tab's changes). It tells of every change by an event "change", of news by "news".
+// The song as this tab knows it: the document with its history, and what the server has told. Read `edit`,
+// then `save` and `meet` (another tab's changes). It tells of every change by an event "change", of news by
+// "news".
 
 import {call} from "./api.js";
 
-const SAVE_MS = 400, MERGE_MS = 1000, STEPS = 200, KEPT_CHARACTERS = 2_000_000;
+const SAVE_MS = 400, MERGE_MS = 1000, STEPS = 200, KEPT_CHARACTERS = 1_000_000;
 const kept = "studio history";
 
 // One text for equal documents, whatever the order in which a server writes their fields.
-const canonical = value => JSON.stringify(value, (_, inner) => inner && typeof inner === "object"
-  && !Array.isArray(inner) ? Object.fromEntries(Object.entries(inner).sort(([a], [b]) => a < b ? -1 : 1)) : inner);
-const same = (one, two) => one === two || canonical(one) === canonical(two);
+const sorted = value => value && typeof value === "object" && !Array.isArray(value)
+  ? Object.fromEntries(Object.entries(value).sort(([a], [b]) => a < b ? -1 : 1)) : value;
+const canonical = value => JSON.stringify(value, (_, inner) => sorted(inner));
+export const same = (one, two) => one === two || canonical(one) === canonical(two);
+
+// The last steps, as many as the browser keeps over a reload.
+function recent(steps) {
+  let count = 0, room = KEPT_CHARACTERS;
+  while (count < steps.length && (room -= JSON.stringify(steps.at(-1 - count)).length) > 0) count++;
+  return steps.slice(steps.length - count);
+}
 
 export class Store extends EventTarget {
   // state: the answer of /api/state.
   constructor(state) {
     super();
-    Object.assign(this, {doc: state.document, base: state.document, undos: [], redos: [], last: {key: "", at: 0},
-      saving: null, timer: 0});
+    Object.assign(this, {doc: state.document, base: state.document, undos: [], redos: [],
+      last: {key: "", at: 0}, saving: null, failed: false, timer: 0});
     this.hear(state);
     this.revision = state.revision;
     this.restore();
@@ -31,16 +40,22 @@ export class Store extends EventTarget {
     return this.takes.find(take => take.id === id);
   }
 
+  // The seed of the song that a take is, or that it has become of by edits.
+  seedOf(take) {
+    const before = this.take(take.before);
+    return before ? this.seedOf(before) : take.seed;
+  }
+
   tell() {
     this.dispatchEvent(new Event("change"));
   }
 
-  news(text) {
-    this.dispatchEvent(new CustomEvent("news", {detail: text}));
+  news(text, kind = "") {
+    this.dispatchEvent(new CustomEvent("news", {detail: [text, kind]}));
   }
 
-  // One step: change(document) gives the new one. Steps with the same key that come soon after each other (or, if
-  // the key belongs to one gesture, at any time) are one.
+  // One step: change(document) gives the new one. Steps with the same key that come soon after each other
+  // (or, if the key belongs to one gesture, at any time) are one.
   edit(change, key = "", gesture = false) {
     const doc = change(this.doc), now = performance.now();
     if (!doc || doc === this.doc) return;
@@ -79,8 +94,19 @@ export class Store extends EventTarget {
   show(doc) {
     this.doc = doc;
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.save().catch(failure => this.news(failure.message)), SAVE_MS);
+    this.timer = setTimeout(() => this.autosave(), SAVE_MS);
     this.tell();
+  }
+
+  async autosave() {
+    try {
+      await this.save();
+      if (this.failed) this.news("");
+      this.failed = false;
+    } catch (failure) {
+      this.failed = true;
+      this.news(failure.message, "error");
+    }
   }
 
   // Bring the document to the server; one request at a time. Throws: Failure.
@@ -104,8 +130,8 @@ export class Store extends EventTarget {
     }
   }
 
-  // The server's document is not the one that this tab started from. A new take alone is no conflict: edits go on.
-  // Else its document is shown, and undo brings back this tab's.
+  // The server's document is not the one that this tab started from. A new take alone is no conflict: edits
+  // go on. Else its document is shown, and undo brings back this tab's.
   meet(theirs, revision) {
     const {doc: mine, base} = this;
     Object.assign(this, {base: theirs, revision});
@@ -137,13 +163,12 @@ export class Store extends EventTarget {
 
   // Keep the history over a reload, as far as it fits, and what is not yet saved.
   keep() {
-    const {doc, base, revision, redos} = this;
-    let room = KEPT_CHARACTERS;
-    const recent = this.undos.filter((_, i, all) => (room -= JSON.stringify(all.at(-1 - i)).length) > 0).length;
-    const undos = recent ? this.undos.slice(-recent) : [];
-    sessionStorage.setItem(kept, JSON.stringify({doc, revision, undos, redos: room > 0 ? redos.slice(-20) : []}));
+    const {doc, base, revision} = this;
+    const history = {doc, revision, undos: recent(this.undos), redos: recent(this.redos)};
+    sessionStorage.setItem(kept, JSON.stringify(history));
+    const nobody = () => {};                                     // is left to be told of a failure
     if (doc !== base)
-      call("PUT", "/api/document", {revision, document: doc}, {keepalive: true}).catch(() => {});   // no one is left
+      call("PUT", "/api/document", {revision, document: doc}, {keepalive: true}).catch(nobody);
   }
 
   restore() {

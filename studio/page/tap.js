@@ -1,5 +1,6 @@
-// Tap the rhythm: a click goes at the song's tempo, Space (or the button) sets when each word is sung, from the selected
-// one on. Held for as long as the word lasts. Over a recording, that is heard as well. One step of the history.
+// Tap the rhythm: a click goes at the song's tempo, Space (or the button) sets when each word is sung, from
+// the selected one on. Held for as long as the word lasts. Over a recording, that is heard as well. One step
+// of the history.
 
 import {flat, retimed} from "./words.js";
 
@@ -46,8 +47,9 @@ export class Tap {
   tick() {
     if (!this.on) return;
     const {context, studio} = this;
-    for (let at; (at = FIRST_BEAT_S + this.next * this.beat + this.zero) < context.currentTime + AHEAD_S; this.next++)
-      if (!this.over && at > context.currentTime) this.click(at, this.next % 4 === 0);
+    const soon = () => FIRST_BEAT_S + this.next * this.beat + this.zero;
+    for (; soon() < context.currentTime + AHEAD_S; this.next++)
+      if (!this.over && soon() > context.currentTime) this.click(soon(), this.next % 4 === 0);
     if (!this.over) studio.player.seek(this.time);
     studio.view.follow(studio.player.time);
     const words = flat(studio.store.doc.lines), next = words[this.first + this.times.length];

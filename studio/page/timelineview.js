@@ -1,5 +1,5 @@
-// The time line: ruler, words as blocks, wave and spectrogram. Only what is in sight has elements. Read `render`,
-// then `Blocks` in blocks.js, which builds and drags the words.
+// The time line: ruler, words as blocks, wave and spectrogram. Only what is in sight has elements. Read
+// `render`, then `Blocks` in blocks.js, which builds and drags the words.
 
 import {cleared, colours, drawWave, lanes, patience, stamp} from "./timeline.js";
 import {Blocks, LANE_PX, RULER_PX} from "./blocks.js";
@@ -26,7 +26,8 @@ export class TimelineView {
   get duration() {
     const {store} = this.studio, words = flat(store.doc.lines);
     const last = words.reduce((end, word) => Math.max(end, word.end), 0);
-    return Math.max(store.doc.duration ?? 0, store.take()?.duration ?? 0, last + TAIL_S, words.length ? 1 : EMPTY_S);
+    const sung = Math.max(store.doc.duration ?? 0, store.take()?.duration ?? 0);
+    return Math.max(sung, words.length ? last + TAIL_S : EMPTY_S);
   }
   time(x) { return (x + this.scroll.scrollLeft) / this.scale; }  // at a place, counted from the left edge
 
@@ -58,7 +59,8 @@ export class TimelineView {
     if (this.lined?.lines === lines) return this.lined;
     const words = flat(lines), order = words.map((_, i) => i).sort((a, b) => words[a].start - words[b].start);
     const lane = [];
-    lanes(order.map(i => [words[i].start + 0.001, words[i].end]), LANES).forEach((n, k) => { lane[order[k]] = n; });
+    const spans = order.map(i => [words[i].start + 0.001, words[i].end]);
+    lanes(spans, LANES).forEach((n, k) => { lane[order[k]] = n; });
     const longest = words.reduce((most, word) => Math.max(most, word.end - word.start), 0);
     const high = lane.reduce((most, n) => Math.max(most, n + 1), 1) * LANE_PX;
     return this.lined = {lines, words, order, lane, longest, high};
@@ -95,14 +97,14 @@ export class TimelineView {
   render() {
     const {studio: {player}, scroll, track, canvas, wide} = this;
     const whole = wide / this.duration;
-    if (!this.scale || this.scale < whole) this.scale = Math.min(CLOSEST_PX_PER_S, Math.max(whole, this.scale || FIRST_PX_PER_S));
+    this.scale = Math.min(CLOSEST_PX_PER_S, Math.max(whole, this.scale || FIRST_PX_PER_S));
     track.style.width = this.duration * this.scale + "px";
     const tall = Math.round(Math.max(LEAST_WAVE_PX, Math.min(0.14 * innerHeight, MOST_WAVE_PX)));
     const top = RULER_PX + this.layout().high, high = top + tall * (this.spectrogram && player.take ? 2 : 1);
     track.style.height = high + "px";
     if (!player.paused && this.follows.over()) this.follow(player.time);
-    const view = {left: scroll.scrollLeft, wide, scale: this.scale, top: top + 8, high: tall - 16, all: high, tall,
-      head: player.time * this.scale - scroll.scrollLeft, under: top};
+    const view = {left: scroll.scrollLeft, wide, scale: this.scale, top: top + 8, high: tall - 16, all: high,
+      tall, head: player.time * this.scale - scroll.scrollLeft, under: top};
     const seen = this.within(view.left / view.scale, (view.left + wide) / view.scale);
     this.draw(cleared(canvas, wide, high), view, seen);
     this.blocks.render(seen.length > MOST_BLOCKS ? [] : seen, player.now);
@@ -110,7 +112,8 @@ export class TimelineView {
 
   follow(time) {
     const {scroll, scale, wide} = this, x = time * scale - scroll.scrollLeft;
-    if (!matchMedia("(prefers-reduced-motion: reduce)").matches) scroll.scrollLeft = time * scale - 0.4 * wide;
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    if (!calm) scroll.scrollLeft = time * scale - 0.4 * wide;
     else if (x < 0 || x > 0.95 * wide) scroll.scrollLeft = time * scale - 0.05 * wide;
   }
 
@@ -124,7 +127,7 @@ export class TimelineView {
     };
     if (range) band(range, "--glow", 0, all);
     this.drawGrid(context, view, colour);
-    const sound = this.sound(heard), take = store.take(heard ?? undefined);
+    const sound = this.sound(heard), take = store.take(heard);
     if (this.spectrogram && sound.picture?.naturalWidth && take) {
       const perSecond = sound.picture.naturalWidth / take.duration;
       const from = left / scale, to = Math.min((left + wide) / scale, take.duration);
@@ -137,12 +140,15 @@ export class TimelineView {
       else if (seen.length > MOST_BLOCKS)
         band([start, end], changed.words.has(i) ? "--accent" : "--wave", RULER_PX + 8, LANE_PX - 16);
       context.fillStyle = colour("--line");
-      for (const time of scale * (end - start) > 6 ? [start, end] : []) context.fillRect(x(time), under, 1, tall);
+      const edges = scale * (end - start) > 6 ? [start, end] : [];
+      for (const time of edges) context.fillRect(x(time), under, 1, tall);
     }
     drawWave(context, sound, view, colour);
     for (const span of take?.spans ?? []) band(span, "--accent", under + tall - 3, 3);
+    context.fillStyle = "#fff";
+    context.fillRect(head - 1, under + tall, 2, tall);           // the spectrogram is dark in either theme
     context.fillStyle = colour("--text");
-    context.fillRect(head - 1, 0, 2, all);
+    context.fillRect(head - 1, 0, 2, under + tall);
     context.beginPath();
     context.moveTo(head - 6, 0);
     context.lineTo(head + 6, 0);
@@ -152,8 +158,9 @@ export class TimelineView {
       context.globalAlpha = 0.5;
       context.fillRect(this.hover, RULER_PX, 1, all);
       context.globalAlpha = 1;
-      context.textAlign = this.hover > wide / 2 ? "right" : "left";
-      context.fillText(stamp(this.time(this.hover), 2), this.hover + (this.hover > wide / 2 ? -5 : 5), under + 14);
+      const onLeft = this.hover > wide / 2;
+      context.textAlign = onLeft ? "right" : "left";
+      context.fillText(stamp(this.time(this.hover), 2), this.hover + (onLeft ? -5 : 5), under + 14);
     }
   }
 
@@ -162,12 +169,12 @@ export class TimelineView {
     const {doc} = this.studio.store, beat = 60 / doc.bpm, from = left / scale, to = (left + wide) / scale;
     context.fillStyle = colour("--line");
     const every = beat * scale > 12 ? 1 : beat * scale > 3 ? BEATS_PER_BAR : 0;
-    for (let k = Math.max(0, Math.floor((from - FIRST_BEAT_S) / beat)); every && FIRST_BEAT_S + k * beat < to; k++)
-      if (k % every === 0) {
-        context.globalAlpha = k % BEATS_PER_BAR ? 0.45 : 1;
-        context.fillRect((FIRST_BEAT_S + k * beat) * scale - left, k % BEATS_PER_BAR ? RULER_PX : 22, 1,
-          under - (k % BEATS_PER_BAR ? RULER_PX : 22));
-      }
+    const first = every && Math.max(0, Math.floor((from - FIRST_BEAT_S) / beat / every)) * every;
+    for (let k = first; every && FIRST_BEAT_S + k * beat < to; k += every) {
+      const inside = k % BEATS_PER_BAR > 0, high = inside ? RULER_PX : 22;
+      context.globalAlpha = inside ? 0.45 : 1;
+      context.fillRect((FIRST_BEAT_S + k * beat) * scale - left, high, 1, under - high);
+    }
     context.globalAlpha = 1;
     context.font = "12px system-ui, sans-serif";
     context.textAlign = "left";

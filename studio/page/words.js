@@ -1,5 +1,5 @@
-// Words of a document, as pure functions: documents are never changed, a changed copy is returned. All times are
-// seconds from the song's start, in hundredths. Read `flat`, `replaced`, then `changes`.
+// Words of a document, as pure functions: documents are never changed, a changed copy is returned. All times
+// are seconds from the song's start, in hundredths. Read `flat`, `replaced`, then `changes`.
 
 const SHORTEST_S = 0.02;           // of a word
 const LEAST_LEFT_S = 0.05;         // of a word whose neighbour is moved over it
@@ -10,24 +10,24 @@ const flats = new WeakMap();
 // All words in document order, each with its line and its place in it. The same lines give the same array.
 export function flat(lines) {
   if (!flats.has(lines))
-    flats.set(lines, lines.flatMap((entry, line) => entry.words.map((word, index) => ({...word, line, index}))));
+    flats.set(lines, lines.flatMap((entry, line) =>
+      entry.words.map((word, index) => ({...word, line, index}))));
   return flats.get(lines);
 }
 
 // The document with word i replaced by some, or none; a line without words goes.
 export function replaced(doc, i, ...words) {
   const {line, index} = flat(doc.lines)[i], entry = doc.lines[line];
-  const row = {...entry, words: [...entry.words.slice(0, index), ...words, ...entry.words.slice(index + 1)]};
-  const lines = [...doc.lines.slice(0, line), ...(row.words.length ? [row] : []), ...doc.lines.slice(line + 1)];
-  return {...doc, lines};
+  const row = {...entry, words: entry.words.toSpliced(index, 1, ...words)};
+  return {...doc, lines: doc.lines.toSpliced(line, 1, ...(row.words.length ? [row] : []))};
 }
 
 const bare = ({word, start, end, phoneme}) => ({word, start, end, phoneme});
 // The document with some values of word i changed: {word}, {phoneme}.
 export const altered = (doc, i, values) => replaced(doc, i, {...bare(flat(doc.lines)[i]), ...values});
 
-// The times between which word i may lie: its neighbours give way down to their shortest length (one voice sings one
-// word at a time, and planned words have no room between them).
+// The times between which word i may lie: its neighbours give way down to their shortest length (one voice
+// sings one word at a time, and planned words have no room between them).
 function limits(doc, i) {
   const words = flat(doc.lines), before = words[i - 1], next = words[i + 1];
   return [before ? Math.min(before.start + LEAST_LEFT_S, before.end) : 0,
@@ -84,8 +84,8 @@ export function sungBy(doc, i, style) {
   return {...doc, lines: doc.lines.map((entry, k) => k === line ? {...entry, style} : entry)};
 }
 
-// The document with the words from `first` on at new times [[start, end], ...]; the words after them move along,
-// so that the rest keeps its rhythm.
+// The document with the words from `first` on at new times [[start, end], ...]; the words after them move
+// along, so that the rest keeps its rhythm.
 export function retimed(doc, first, times) {
   const old = flat(doc.lines)[first + times.length - 1], by = times.at(-1)[1] - old.end;
   let i = 0;
@@ -99,8 +99,8 @@ export function retimed(doc, first, times) {
 
 const key = (word, entry, style) =>
   [word.start.toFixed(3), word.end.toFixed(3), word.word, word.phoneme ?? "", entry.style ?? style].join("|");
-// What differs from the take that was sung: {words: a Set of places in document order, count: how many words would
-// have to be sung again; a word that is gone counts, too}.
+// What differs from the take that was sung: {words: a Set of places in document order, count: how many words
+// would have to be sung again; a word that is gone counts, too}.
 export function changes(doc, take) {
   const sung = new Map();
   const keys = ({lines, style}) => lines.flatMap(entry => entry.words.map(word => key(word, entry, style)));
@@ -119,7 +119,8 @@ export function plain(lines) {
   const rows = [];
   let section = "";
   for (const entry of lines) {
-    if (entry.section && entry.section !== section) rows.push(...(rows.length ? [""] : []), `[${entry.section}]`);
+    if (entry.section && entry.section !== section)
+      rows.push(...rows.length ? [""] : [], `[${entry.section}]`);
     section = entry.section;
     const text = entry.words.map(word => word.word).join(" ");
     if (text) rows.push(entry.backing ? `(${text})` : text);

@@ -4,6 +4,7 @@ import contextlib
 import http.cookiejar
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,8 +87,8 @@ def sung(browser, takes, key="Ctrl+Enter"):
     """What is done in the block, then a key, makes so many takes, of which the last one plays."""
     yield
     browser.key(key)
-    browser.wait(f"{TAKES} === {takes}", 120)
-    browser.wait(PLAYS)
+    browser.wait(f"{TAKES} === {takes} && {SINGS} === 'All sung' && {PLAYS}", 120)
+    browser.wait(f"{STATE}.then(state => state.document.take === '{takes}')")
     browser.wait("document.querySelector('#job').hidden")
 
 
@@ -128,7 +129,8 @@ def test_words_change_as_asked(browser, server):
     for call, expected in [
             ("m.joined(doc, 1)", None), ("m.replaced(doc, 2).lines.length", 1),
             ("m.plain(doc.lines)", "[A]\none two\n(three)"),
-            ("m.changes(m.moved(doc, 2, 2.5), doc).count", 1), ("m.changes(m.replaced(doc, 0), doc).count", 1),
+            ("m.changes(m.moved(doc, 2, 2.5), doc).count", 1),
+            ("m.changes(m.replaced(doc, 0), doc).count", 1),
             ("[...m.changes({...doc, style: 'bass'}, doc).words]", [0, 1])]:
         assert browser.value(MODULE.format(doc=json.dumps(DOC), call=call)) == expected, call
 
@@ -140,11 +142,21 @@ def test_words_change_as_asked(browser, server):
     browser.key("Ctrl+ArrowRight")
     browser.key("Ctrl+Shift+ArrowRight")
     browser.key("Alt+ArrowUp")
-    browser.wait(f"Math.abs({TIMES}[0] - {start} - 0.06) < 1e-6 && Math.abs({TIMES}[1] - {end} - 0.07) < 1e-6")
+    browser.wait(f"{TIMES}.join() === '{start + 0.06:.4g},{end + 0.07:.4g}'")
     browser.key("Ctrl+z")
     browser.key("Ctrl+z")
     browser.wait(f"{TIMES}[0] === {start} && {TIMES}[1] === {end}")
     assert not browser.errors
+
+
+def test_the_page_is_all_here():
+    """No address of another place, nothing inline that the policy would stop, no text that becomes HTML."""
+    for path in (*(ROOT / "studio" / "page").iterdir(), ROOT / "songs" / "timeline.js"):
+        text = path.read_text(encoding="utf-8")
+        foreign = r"https?:|//[a-z]|url\(|@import| on\w+=\"|style="
+        assert not re.search(rf"{foreign}|innerHTML|insertAdjacentHTML|\beval\b", text), path
+        assert len(text.splitlines()) <= 400 and max(map(len, text.splitlines())) <= 110, path
+        assert path.suffix != ".js" or text.startswith("// "), path
 
 
 @pytest.mark.slow
@@ -160,14 +172,14 @@ def test_a_dragged_word_is_sung_elsewhere_and_nothing_else(browser, server, tmp_
     browser.wait("word.elements.word.value === 'sing'")
     (start, end), words = browser.value(TIMES), browser.value(WORDS)
     with sung(browser, 2):
-        browser.drag(block, 45)
+        browser.drag(block, 60)
         browser.wait(f"{SINGS} === 'Sing 1 changed word'")
         assert browser.value(f"{block}.classList.contains('changed')")
     state = server.state()
     before, take = state["takes"]
     moved = take["lines"][1]["words"][-1]["start"] - start
     assert (before["kind"], take["kind"], take["before"]) == ("song", "edit", before["id"])
-    assert 0.25 < moved < 0.35 and state["document"]["take"] == take["id"]
+    assert 0.2 < moved < 0.4
     (old, rate), (new, _) = (server.wave(each["id"], tmp_path) for each in (before, take))
 
     def level(wave, a, b):
@@ -246,7 +258,7 @@ def test_reload_while_it_sings(browser, server):
     browser.key("Ctrl+Enter")
     browser.wait("!document.querySelector('#job').hidden && document.querySelector('progress').value > 0", 60)
     browser.call("Page.reload")
-    browser.wait(f"document.readyState === 'complete' && {READY} && document.querySelectorAll('.block').length > 5")
+    browser.wait(f"document.readyState === 'complete' && {READY} && !!document.querySelector('.block')")
     browser.wait("!document.querySelector('#job').hidden")
     assert "Singing" in browser.value("document.querySelector('#job span').textContent")
     browser.wait(f"{TAKES} === 1", 120)
@@ -410,13 +422,13 @@ PACE = """new Promise(done => {
   })();
 })"""
 LONG = """(async () => {
-  const {document: doc, revision} = await %s;
+  const {document: doc, revision} = await STATE;
   doc.lines = Array.from({length: 625}, (_, line) => ({section: "Verse", backing: false, style: null,
     words: Array.from({length: 8}, (_, k) => ({word: "la" + k, start: Math.round(96 * line + 12 * k) / 100,
       end: Math.round(96 * line + 12 * k + 11) / 100, phoneme: "la"}))}));
   await fetch("/api/document", {method: "PUT", headers: {"Content-Type": "application/json"},
     body: JSON.stringify({revision, document: doc})});
-})()""" % STATE
+})()""".replace("STATE", STATE)
 
 
 @pytest.mark.slow
