@@ -240,7 +240,7 @@ def sing_song(cfg: SampleConfig, bar: Callable = tqdm, load: Callable | None = N
         song = dataclasses.replace(song, styles=default_style(files.styles))
     before = before_of(song, cfg, lambda cfg: sing_song(cfg, bar, load))
     if before is not None:
-        song = continued(song, before, cfg)
+        song = continued(song, before, cfg, files.preset)
     scorer = chooser_of(cfg, device) if cfg.best_of > 1 else None
 
     # Words, times, phonemes, style. The style encoder is gone before the network comes.

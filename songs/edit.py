@@ -114,7 +114,7 @@ def before_of(song: Song, cfg: SampleConfig, sing: Callable[[SampleConfig], Path
         if found is None:                                    # its latents are gone: the same again
             made = saved(remade([*account.get("chain", []), account], cfg, Path(folder), sing))
             path = cfg.edit.with_suffix("")
-            wave = read_wave(path)[0] if path.suffix in LOSSLESS and path.is_file() else made.wave
+            wave = read_wave(path)[0] if path.suffix.lower() in LOSSLESS and path.is_file() else made.wave
             found = made._replace(account=account | {"level": made.account["level"]}, wave=wave)
         return found
 
@@ -235,6 +235,24 @@ def style_at(chain: Sequence[dict], frame: int) -> Tensor:
     return torch.tensor(chain[0]["style"])
 
 
+def cut_by_style(spans: Iterable[tuple[int, int]], chain: Sequence[dict], lead: int,
+                 least: int) -> list[tuple[int, int]]:
+    """Spans, cut where a part that has a style of its own begins or ends; no piece is shorter than `least`."""
+    edges, found = set(), []
+    for account in reversed(chain[1:]):
+        edit = account["edit"]
+        if edit["styled"]:
+            edges |= {edge + lead for span in edit["frames"] for edge in span}
+        lead += edit["lead"]
+    for a, b in spans:
+        for edge in sorted(edges):
+            if a + least <= edge <= b - least:
+                found.append((a, edge))
+                a = edge
+        found.append((a, b))
+    return found
+
+
 def carried(given: Lyrics, before: Before, cfg: SampleConfig, frame_hz: float, reader: Reader) -> Lyrics:
     """The words of an edit: those of the song before, `cfg.lead` later, or others; these take its times where
     they have none.
@@ -246,11 +264,13 @@ def carried(given: Lyrics, before: Before, cfg: SampleConfig, frame_hz: float, r
                                              PlanSettings(bpm=cfg.bpm), cfg.lyrics)[0]
 
 
-def continued(song: Song, before: Before, cfg: SampleConfig) -> Song:
+def continued(song: Song, before: Before, cfg: SampleConfig, preset: Preset) -> Song:
     """An edit's song: it lasts as long as the song before, and --lead, unless asked otherwise."""
     duration_s = before.account["settings"]["duration"]
-    same = song.duration_s == duration_s
-    return dataclasses.replace(song, duration_s=duration_s + cfg.lead) if same else song
+    frame_hz = preset.codec.sample_rate_hz / preset.codec.hop
+    if song.duration_s != duration_s:
+        return song
+    return dataclasses.replace(song, duration_s=duration_s + lead_of(cfg, frame_hz) / frame_hz)
 
 
 def edited(prompt, before: Before, cfg: SampleConfig, preset: Preset, table: SymbolTable):
@@ -261,10 +281,10 @@ def edited(prompt, before: Before, cfg: SampleConfig, preset: Preset, table: Sym
     frame_hz, chain = preset.codec.sample_rate_hz / preset.codec.hop, before.chain
     lead, song, account = lead_of(cfg, frame_hz), prompt.song, account_in(prompt.song.lyrics)
     styled = song.styles != (str(cfg.edit),)
-    if account and song.styles == (str(song.lyrics),):       # which is sung again
+    if account and song.styles == (str(song.lyrics),) and song.lyrics != cfg.edit:       # sung again
         styled = account.get("edit", {}).get("styled", False)
     frames, known = (math.ceil(samples / preset.codec.hop) for samples in
-                     (prompt.duration_s * preset.codec.sample_rate_hz, before.wave.shape[1]))
+                     (round(prompt.duration_s * preset.codec.sample_rate_hz), before.wave.shape[1]))
     known += lead
     if frames < known:
         raise UserError(f"--duration {prompt.duration_s:.2f}: an edit may be longer than its song, not "
@@ -275,17 +295,19 @@ def edited(prompt, before: Before, cfg: SampleConfig, preset: Preset, table: Sym
     found += [line_of(number, lines) for number in cfg.line or ()]
     if cfg.variation is not None and not found:
         found = [(0.0, prompt.duration_s)]
+    gap = math.ceil(2 * FADE_S * frame_hz)
     spans = joined([(max(0, round((a - SUNG_S) * frame_hz)), min(frames, round((b + SUNG_S) * frame_hz)))
                     for a, b in found] + [(0, lead)] * (lead > 0) + [(known, frames)] * (frames > known),
-                   math.ceil(2 * FADE_S * frame_hz))
+                   gap)
     if not spans:
         raise UserError(f"--edit {cfg.edit}: nothing differs from it; change --lyrics, or say what to sing "
                         "again with --line, --span or --variation")
     seed = before.account["request"]["seed"]
-    if cfg.variation is not None and cfg.seed == seed:
+    if cfg.variation is not None and cfg.seed <= seed < cfg.seed + max(cfg.batch_infer_num, cfg.best_of):
         raise UserError(f"--variation {cfg.variation}: leads to the tune of another --seed than {seed}")
     moved = [(round(now.start * frame_hz), frames_before(was, now, frame_hz, preset.filler) - lead)
-             for was, now in moved if cfg.seed == seed]
+             for was, now in moved]
+    spans = spans if styled else cut_by_style(spans, chain, lead, gap)
     styles = [prompt.style if styled else style_at(chain, (a + b) // 2 - lead) for a, b in spans]
     rows = [(w.start, w.end, w.phoneme, [*map(dataclasses.astuple, w.phones)]) for w in prompt.lyrics.words]
     stretches = [part._replace(windows=windows(rows, part.style, frames, (part.first, part.end), preset,
@@ -316,9 +338,9 @@ def lead_of(cfg: SampleConfig, frame_hz: float) -> int:
     return round(cfg.lead * frame_hz)
 
 
-def joined(spans: Iterable[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
-    """Spans in order; those that are less than `gap` frames apart are one."""
-    found: list[tuple[int, int]] = []
+def joined(spans: Iterable[tuple[float, float]], gap: float) -> list[tuple[float, float]]:
+    """Spans in order; those that are less than `gap` apart are one."""
+    found: list[tuple[float, float]] = []
     for a, b in sorted(spans):
         if found and a < found[-1][1] + gap:
             found[-1] = found[-1][0], max(b, found[-1][1])
@@ -388,6 +410,8 @@ def sing_again(model, prompt, seed: int, cfg: SampleConfig,
     """
     edit, before = prompt.edit, prompt.edit.before
     known = edit.lead + len(before.latents)
+    if seed != before.account["request"]["seed"]:            # another tune, for words that moved, too
+        prompt = dataclasses.replace(prompt, edit=edit._replace(moved=[]))
     latents = before.latents.new_zeros(1, max(known, edit.frames), before.latents.shape[1])
     latents[0, edit.lead:known] = before.latents
     frames = max([latents.shape[1], *(part.first + part.computed for part in edit.stretches)])
@@ -473,9 +497,9 @@ def report(edit: Edit, wave: Tensor, preset: Preset) -> dict:
     for a, b in edit.spans:
         first = max(0, a * hop - fade) if a else 0
         end = b * hop + fade if b < edit.frames else wave.shape[1]
-        spans.append([first / rate_hz, min(end, wave.shape[1]) / rate_hz])
+        spans.append((first / rate_hz, min(end, wave.shape[1]) / rate_hz))
         difference[first:end] = 0
-    return noted(edit) | {"spans": spans, "outside": difference.max().item()}
+    return noted(edit) | {"spans": joined(spans, 0), "outside": difference.max().item()}
 
 
 def told(outputs: Outputs) -> str:
@@ -484,6 +508,6 @@ def told(outputs: Outputs) -> str:
     spans = ", ".join(f"{a:.2f} to {b:.2f} s" for a, b in edit["spans"])
     about = f" ({'; '.join(edit['words'])})" if edit["words"] else ""
     outside = ("identical" if not edit["outside"] else f"up to {edit['outside']:.1e} apart"
-               ) if song.suffix in LOSSLESS else f"the same, encoded again as {song.suffix}"
+               ) if song.suffix.lower() in LOSSLESS else f"the same, encoded again as {song.suffix}"
     return f"sung again: {spans}{about}; outside: {outside}"
 

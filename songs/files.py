@@ -185,8 +185,8 @@ def changed(before: dict, request: dict) -> list[str]:
 
 def check_account(song: Song, request: dict, cfg: SampleConfig) -> None:
     """Raise UserError if a song is to be sung again by another model, unless that is forced."""
-    for name, path, account in (("--config", song.lyrics, remade(song)),
-                                ("--edit", cfg.edit, cfg.edit and account_in(cfg.edit))):
+    for name, path, account in (("--edit", cfg.edit, cfg.edit and account_in(cfg.edit)),
+                                ("--config", song.lyrics, remade(song))):
         other = changed(account["request"], request) if account and not cfg.force else []
         if other:
             raise UserError(f"{name} {path}: was sung with other {' and '.join(other)} than this model has; "

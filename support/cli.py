@@ -34,8 +34,8 @@ PARENT = os.getppid()          # as this process began: torchrun, if that starte
 BEFORE = {"solver": "euler", "sway": 0.0}
 # Settings that an account may not say anything about.
 NOT_OF_A_SONG = ("overwrite", "force", "best_of", "batch_infer_num", "manifest", "out_dir", "format", "edit")
-# Settings that say what an edit sings again: of no interest to the next edit.
-OF_AN_EDIT = ("span", "line", "variation", "lead")
+# Settings that say what of a song is sung: of no interest to the next edit.
+OF_AN_EDIT = ("span", "line", "variation", "lead", "from_", "to")
 # Settings that let code run.
 CODE = ("trust_vae", "data.pipe", "scorer")
 NUMBERS = "numbers with commas between them"
@@ -110,6 +110,8 @@ def parse(cls: type, doc: str, argv: list[str] | None = None,
         reject(unknown[0], [flag_of(name) for name in settings], "unknown setting")
     flags, values = vars(known), {}
     if "edit" in flags:                                      # as the song before, which --config overrides
+        if Path(flags["edit"]).suffix != ".json" or not is_account(read_json(Path(flags["edit"]))):
+            raise UserError(f"--edit {flags['edit']}: expected a song's account, the NAME.json beside it")
         values = {name: value for name, value in read_config(flags["edit"], settings, recipes).items()
                   if name not in OF_AN_EDIT}
     for source in flags.pop("config", []):
@@ -171,7 +173,7 @@ def read_config(source: str, settings: dict[str, Setting], recipes: Mapping[str,
     values = read_yaml(path) if path.suffix.lower() in (".yaml", ".yml") else read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected an object of settings")
-    if values.keys() >= {"settings", "request"}:             # the account of a song
+    if is_account(values):
         if '"kind": "mel"' in json.dumps(values["request"]):
             raise UserError(f"{path}: the embedded model that sang this, through Griffin-Lim, is gone; "
                             f"today's sings its words in another voice: --lyrics {path}")
@@ -181,14 +183,20 @@ def read_config(source: str, settings: dict[str, Setting], recipes: Mapping[str,
         # Words, sounds and style are those in the account itself, wherever their files are now.
         values = BEFORE | {name: value for name, value in values["settings"].items()
                            if value is not None and name not in (*CODE, *NOT_OF_A_SONG)} | {
-            "lyrics": source, "style": [source], "style_text": None, "lexicon": None, "ignore_style": False}
-        values |= {"negative_style": source} if "negative" in account else {}
+            "lyrics": str(path), "style": [str(path)], "style_text": None, "lexicon": None,
+            "ignore_style": False}
+        values |= {"negative_style": str(path)} if "negative" in account else {}
     refuse_code(values, path)
     if is_original(values):
         published = recipes.get("dpo", recipes.get("pretrain"))
         base = {name: operator.attrgetter(name)(published) for name in settings} if published else {}
         return base | typed(translate(values, settings, path), settings, lambda name: f"{path}: {name}")
     return typed(values, settings, lambda name: f"{path}: {name}")
+
+
+def is_account(values: object) -> bool:
+    """Whether what a JSON file holds is the account of a song."""
+    return isinstance(values, dict) and values.keys() >= {"settings", "request"}
 
 
 def refuse_code(values: dict, path: Path) -> None:
