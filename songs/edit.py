@@ -31,10 +31,10 @@ from lyrics.revise import revised
 from lyrics.timing import Line, Lyrics, Part, Word
 from phonemes import CELLS_PER_FRAME, SymbolTable, sung_spans
 from sampler import sample_windows, time_grid
-from songs.files import Outputs, account_in, latents_of
+from songs.files import Outputs, account_in, digest, identity, latents_of, own_of, seal
 from songs.manifest import SAME_S, Song
 from songs.tunes import noise_of, repeated
-from support.audio import limited, read_wave
+from support.audio import fingerprint, limited, read_wave
 from support.cli import parse
 from support.files import write_json
 
@@ -43,7 +43,6 @@ FADE_S = 0.04                  # beyond it, old sound fades into new; the latent
 FOR_GOOD, MOVED = 2.0, 0.5     # flow times until which frames are kept: all but spans; words that moved
 CONTEXT_S = 5.0                # of kept song that the network sees on either side
 LOSSLESS = (".wav", ".flac")
-OWN = ("chain", "versions", "seconds", "files", "plan")      # entries that a chain of accounts needs not
 LEAD_SEED = 0x4C454144         # what tells the noise of frames that are put in front from a song's own
 
 class Before(NamedTuple):
@@ -56,8 +55,7 @@ class Before(NamedTuple):
     @property
     def chain(self) -> list[dict]:
         """The accounts of all songs that led to this one, itself last."""
-        own = {key: value for key, value in self.account.items() if key not in OWN}
-        return [*self.account.get("chain", []), own]
+        return [*self.account.get("chain", []), own_of(self.account)]
 
 
 class Stretch(NamedTuple):
@@ -97,32 +95,55 @@ def before_of(song: Song, cfg: SampleConfig, sing: Callable[[SampleConfig], Path
     Raises: UserError if --edit is no account, or one of a part.
     """
     again = account_in(song.lyrics) or {}
-    chain = again.get("chain") if cfg.edit is None and song.styles == (str(song.lyrics),) else None
-    if cfg.edit is None and not chain:
+    remakes = cfg.edit is None and song.styles == (str(song.lyrics),) and again.keys() & {"edit", "chain"}
+    if cfg.edit is None and not remakes:
         if cfg.span or cfg.line or cfg.lead or cfg.variation is not None:
             raise UserError("--line, --span, --variation and --lead need --edit, which names the song")
         return None
     with tempfile.TemporaryDirectory() as folder:
-        if chain:
-            return saved(remade(chain, cfg, Path(folder), sing))
+        if remakes:
+            verify(song.lyrics, again)
+            return saved(remade(again["chain"], cfg, Path(folder), sing))
         account = account_in(cfg.edit)
         if account is None:
             raise UserError(f"--edit {cfg.edit}: expected a song's account, the NAME.json beside it")
         if "whole" in account:
             raise UserError(f"--edit {cfg.edit}: is a part of a song (--from, --to); expected a whole one")
-        found = saved(cfg.edit)
+        verify(cfg.edit, account)
+        found, path = saved(cfg.edit), cfg.edit.with_suffix("")
+        if "seal" in account and path.is_file() and fingerprint(path) != account["sound"]:
+            raise UserError(f"{path}: was changed since it was sung; if you move it away, the song is sung "
+                            "again as its account says")
         if found is None:                                    # its latents are gone: the same again
             made = saved(remade([*account.get("chain", []), account], cfg, Path(folder), sing))
-            path = cfg.edit.with_suffix("")
             wave = read_wave(path)[0] if path.suffix.lower() in LOSSLESS and path.is_file() else made.wave
-            found = made._replace(account=account | {"level": made.account["level"]}, wave=wave)
+            if wave.shape != made.wave.shape:
+                raise UserError(f"{path}: is not the song that its account {cfg.edit} sings")
+            own = account if "seal" in account else made.account       # which has what older ones lack
+            found = made._replace(account=own, wave=wave)
         return found
+
+
+def verify(path: Path, account: dict) -> None:
+    """Raise UserError if an account, or one of its chain, is not as it was written.
+
+    One from before accounts were sealed has no chain; its song is sung again.
+    """
+    chain, before = account.get("chain", []), None
+    good = isinstance(chain, list) and all(isinstance(each, dict) for each in chain)
+    for each in [*chain, account] if good else ():
+        older = not chain and "seal" not in each and each.get("digest") in (None, digest(each))
+        good = good and (older or each.get("seal") == seal(each)) and ("edit" in each) == bool(before)
+        good = good and (not before or each["request"]["edit"]["before"] == identity(before))
+        before = each
+    if not good:
+        raise UserError(f"{path}: was changed since it was sung; flags and --lyrics change a song")
 
 
 def saved(path: Path) -> Before | None:
     """The song beside an account, if its files are there and are those of the account."""
     account, song = account_in(path), path.with_suffix("")
-    tensors = latents_of(path, account)
+    tensors = latents_of(path, account) if "seal" in account else None
     if tensors is None or not song.is_file():
         return None
     latents = tensors["latents"]
@@ -139,7 +160,7 @@ def remade(chain: list[dict], cfg: SampleConfig, folder: Path,
     before = []
     for i, account in enumerate(chain):
         write_json(folder / f"{i}.json", {key: value for key, value in account.items() if key != "chain"})
-        ending = Path(account["settings"]["out"]).suffix
+        ending = Path(str(account["settings"].get("out", SampleConfig.out))).suffix
         out = folder / f"{i}-sung{ending}"
         sing(parse(SampleConfig, "", [*before, "--config", str(folder / f"{i}.json"), "--out", str(out),
                                       "--page=false", *flags]))
@@ -237,7 +258,7 @@ def style_at(chain: Sequence[dict], frame: int) -> Tensor:
 
 def cut_by_style(spans: Iterable[tuple[int, int]], chain: Sequence[dict], lead: int,
                  least: int) -> list[tuple[int, int]]:
-    """Spans, cut where a part that has a style of its own begins or ends; no piece is shorter than `least`."""
+    """Spans, cut where a part with a style of its own begins or ends; no piece is shorter than `least`."""
     edges, found = set(), []
     for account in reversed(chain[1:]):
         edit = account["edit"]
@@ -327,8 +348,10 @@ def frames_before(was: Word, now: Word, frame_hz: float, filler: str) -> Tensor:
         sounds = sung_spans(word.phoneme, word.end - word.start) if filler == "sung" else []
         return [word.start, *(word.start + end for _, _, end in sounds[:-1]), word.end]
 
-    first, end = round(now.start * frame_hz), round(now.end * frame_hz)
-    at = np.interp((np.arange(first, end) + 0.5) / frame_hz, bounds(now), bounds(was)) * frame_hz
+    first, end, sounds = round(now.start * frame_hz), round(now.end * frame_hz), (bounds(now), bounds(was))
+    if len(sounds[0]) != len(sounds[1]):                     # only one of them has times of its sounds
+        sounds = (now.start, now.end), (was.start, was.end)
+    at = np.interp((np.arange(first, end) + 0.5) / frame_hz, *sounds) * frame_hz
     first, end = round(was.start * frame_hz), round(was.end * frame_hz)
     return torch.from_numpy(at).long().clamp(first, max(first, end - 1))
 

@@ -34,6 +34,7 @@ LONGEST_NAME = 240             # bytes; file systems allow 255, temporary names 
 SINGING = ("bpm", "voice", "steps", "sway", "solver", "frames", "guidance", "guidance_weights",
            "guidance_range", "ignore_style", "dtype", "compile")
 MODEL_FILES = ("weights", "codec", "phonemizer")
+OF_ITS_FILE = ("chain", "versions", "seconds", "files", "plan", "unfinished")       # no song depends on them
 CROPPING = ("num_style_secs", "style_start", "random_crop_style")
 
 
@@ -178,6 +179,17 @@ def identity(account: dict) -> str:
     return hashlib.sha256(json.dumps([account["request"], account.get("digest")]).encode()).hexdigest()
 
 
+def own_of(account: dict) -> dict:
+    """The entries of an account that its song depends on, but for those of the songs that led to it."""
+    return {key: value for key, value in account.items() if key not in OF_ITS_FILE}
+
+
+def seal(account: dict) -> str:
+    """A checksum of `own_of` an account: an edit needs what was written, unchanged."""
+    own = {key: value for key, value in own_of(account).items() if key != "seal"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
 def changed(before: dict, request: dict) -> list[str]:
     """Which files of the model are not those of an earlier request."""
     return [part for part in MODEL_FILES if before["sha256"].get(part) != request["sha256"].get(part)]
@@ -261,7 +273,9 @@ def account_of(prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mor
         "repeats": prompt.repeats, "files": sorted(files),
         "style": prompt.style.tolist(),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, **more}
-    account["digest"] = digest(json.loads(json.dumps(account, default=str)))
+    account = json.loads(json.dumps(account, default=str))
+    account["digest"] = digest(account)
+    account["seal"] = seal(account)
     return json.dumps(account, default=str, ensure_ascii=False, indent=1)
 
 
@@ -307,15 +321,15 @@ def write(take, prompt, request: dict, cfg: SampleConfig, outputs: Outputs, **mo
         def at(path: Path) -> Path:
             return stack.enter_context(replacing(path))
 
-        latents = packed(take, outputs.latents)
-        account = account_of(prompt, request, cfg, outputs, plan=plan or before, seconds=seconds,
-                             latents=hashlib.sha256(latents).hexdigest(), **take.about, **more)
-        at(outputs.account).write_text(account, encoding="utf-8", errors="backslashreplace")
+        file, latents = at(outputs.account), packed(take, outputs.latents)
         at(outputs.latents).write_bytes(latents)
         if outputs.original:
             write_wave(at(outputs.original), take.wave, rate_hz, outputs.original)
         path, wave = at(outputs.song), take.wave[:, :round(prompt.duration_s * rate_hz)]
-        write_wave(path, wave, rate_hz, outputs.song)
+        sound = write_wave(path, wave, rate_hz, outputs.song)
+        account = account_of(prompt, request, cfg, outputs, plan=plan or before, seconds=seconds, sound=sound,
+                             latents=hashlib.sha256(latents).hexdigest(), **take.about, **more)
+        file.write_text(account, encoding="utf-8", errors="backslashreplace")
         settings = (remade(prompt.song) or {}).get("settings", {})   # of the song that is sung again
         tag(path, prompt.lyrics, prompt.title, seed=request["seed"], name=outputs.song,
             model=Path(settings.get("model", cfg.model)).name)

@@ -5,6 +5,7 @@ samples, 1.0 is full scale.
 """
 
 import contextlib
+import hashlib
 import io
 import math
 import os
@@ -228,9 +229,23 @@ def master(wave: Tensor, rate_hz: int, samples: int) -> tuple[Tensor, list[float
     return out.clamp(-ceiling, ceiling).float(), [scale, *means.tolist()]
 
 
-def write_wave(path: Path, wave: Tensor, rate_hz: int, name: Path) -> None:
+def fingerprint(sound: Path | io.BytesIO) -> list:
+    """A sound file's rate in Hz, channels, samples and, if it is lossless, their checksum; no tags.
+
+    Raises: UserError if it cannot be read.
+    """
+    import soundfile
+
+    with reading(sound, "cannot be read", soundfile.SoundFileError), soundfile.SoundFile(sound) as file:
+        exact = file.format in ("WAV", "FLAC")               # decoders of the others may differ
+        checksum = hashlib.sha256(file.read(dtype="int16").tobytes()).hexdigest() if exact else None
+        return [file.samplerate, file.channels, file.frames, checksum]
+
+
+def write_wave(path: Path, wave: Tensor, rate_hz: int, name: Path) -> list:
     """Write wave (W, N) to path, a temporary file, in the format of its final name's ending (see FORMATS).
 
+    Returns: the `fingerprint` of what was written.
     Raises: UserError if samples are not finite or the file cannot be written.
     """
     import soundfile
@@ -244,3 +259,5 @@ def write_wave(path: Path, wave: Tensor, rate_hz: int, name: Path) -> None:
     with reading(name, "cannot be written", soundfile.SoundFileError):
         soundfile.write(sound, wave.T.numpy(), rate_hz, **FORMATS[name.suffix.lower()])
         path.write_bytes(sound.getbuffer())
+        sound.seek(0)
+        return fingerprint(sound)

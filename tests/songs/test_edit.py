@@ -18,8 +18,10 @@ from config import CONFIG, PRESETS, WEIGHTS, CodecConfig, UserError
 from lyrics.timing import Line, Lyrics, Part, Word
 from model import DiT
 from sample import main
-from songs.edit import Before, Edit, changes, frames_before, joined, noise_after, stretches_of, style_at
+from songs.edit import (Before, Edit, changes, cut_by_style, frames_before, joined, noise_after, stretches_of,
+                        style_at)
 from songs.tunes import noise_of
+from support.audio import fingerprint
 from support.checkpoint import preset_to_json
 from vae import Oobleck, layouts
 
@@ -152,6 +154,42 @@ def test_the_style_of_a_line_stays(song, edit, tmp_path):
     assert style_at(chain, 0).tolist() == torch.eye(2, 16)[0].tolist()
 
 
+def test_a_line_keeps_its_style(song, edit, tmp_path, monkeypatch):
+    """Another line, or a tune of the whole song, sung in the style of a line that was edited before."""
+    monkeypatch.chdir(tmp_path)
+    edit("--line", 2, "--style", "male", out="1.wav")
+    main(["--edit", "./1.wav.json", "--line", "1", "--page", "false", "--out", "2.wav"])
+    edit("--line", 1, "--style", "female", of="1.wav", out="3.wav")
+    waves = [soundfile.read(path)[0] for path in ("2.wav", "3.wav")]
+    assert not about("2.wav")["edit"]["styled"] and (waves[0] == waves[1]).all()
+    whole = edit("--seed", 9, "--variation", "0.2", of="1.wav", out="4.wav")
+    [[a, b]] = about("1.wav")["edit"]["frames"]
+    assert about(whole)["edit"]["frames"] == [[0, a], [a, b], [b, 375]]
+    assert about(whole)["edit"]["spans"] == [[0, 8]]
+    assert cut_by_style([(a - 9, a + 1), (b - 5, b + 9)], [{}, about("1.wav")], 0, 4) == [
+        (a - 9, a + 1), (b - 5, b), (b, b + 9)]
+    main(["--config", "./2.wav.json", "--page", "false", "--out", "5.wav"])
+    assert Path("2.wav").read_bytes() == Path("5.wav").read_bytes()
+
+
+def test_a_lead_is_whole_frames(song, edit):
+    """A lead that cuts a part of a frame off the song's end, or sings one there."""
+    odd = edit("--duration", 8.0165, out="1.wav")                    # 375.8 frames
+    for lead in (0.398, 0.53):
+        new = edit("--lead", lead, of=odd, out="2.wav")
+        assert len(about(new)["edit"]["spans"]) == 1
+        frames = about(new)["edit"]["lead"]
+        assert len(soundfile.read(new)[0]) == len(soundfile.read(odd)[0]) + 512 * frames
+
+
+def test_variants(edit, tmp_path):
+    """The second variant of a moved word, which is on another tune, from its own account."""
+    lyrics = write_lyrics(tmp_path / "new.json", go=("go", 5.2, 5.7))
+    second = edit("--lyrics", lyrics, "--batch-infer-num", 2).with_name("edit-2.wav")
+    main(["--config", f"{second}.json", "--page", "false", "--out", str(tmp_path / "again.wav")])
+    assert (tmp_path / "again.wav").read_bytes() == second.read_bytes()
+
+
 def test_variations(song, edit):
     """Variation 0 is the tune of before; a whole song varied little is nearer to it than one varied much."""
     songs = {name: edit("--seed", 9, "--variation", name, out=f"{name}.wav") for name in ("0", "0.2", "1")}
@@ -204,6 +242,7 @@ def test_a_word_that_moves_keeps_its_tune(song, edit, tmp_path):
     (("--span", "3-2"), "--span 3-2: expected seconds of the song, such as"),
     (("--span", "7-9"), "--span 7-9: expected .* 8.00 at most"), (("--span", "x"), "--span x: expected"),
     (("--variation", "0.5"), "leads to the tune of another --seed than 3"),
+    (("--variation", "0.5", "--seed", "2", "--best-of", "2"), "leads to the tune of another --seed than 3"),
     (("--variation", "2"), "--variation 2.0: expected 0 to 1"),
     (("--line", "1", "--duration", "7"), "--duration 7.00: an edit may be longer .* expected 8.00"),
     (("--line", "1", "--from", "2"), "--edit .*: edits one whole song; leave out --manifest, --from"),
@@ -213,6 +252,57 @@ def test_mistakes(edit, args, error):
         edit(*args)
 
 
+def without(*keys):
+    return lambda account: {key: value for key, value in account.items() if key not in keys}
+
+
+@pytest.mark.parametrize("change", [
+    without("chain"), without("edit"), without("level"), without("seal"),
+    lambda account: account | {"chain": "x"}, lambda account: account | {"chain": [["x"]]},
+    lambda account: account | {"chain": account["chain"] + account["chain"]},
+    lambda account: account | {"level": ["a", "b"]}, lambda account: account | {"style": [1.0]},
+    lambda account: account | {"latents": "0"}, lambda account: account | {"edit": {"frames": [[1]]}},
+    lambda account: account | {"settings": without("duration")(account["settings"])}])
+def test_accounts_that_were_changed(edited_song, tmp_path, change):
+    path = tmp_path / "new.wav.json"
+    path.write_text(json.dumps(change(about(edited_song))))
+    for source in ("--edit", "--config"):
+        with pytest.raises(UserError, match="new.wav.json: was changed since it was sung"):
+            main([source, str(path), "--line", "1", "--page", "false", "--out", str(tmp_path / "x.wav")])
+
+
+@pytest.fixture(scope="module")
+def edited_song(song):
+    new = song.with_name("edited.wav")
+    main(["--edit", f"{song}.json", "--line", "2", "--page", "false", "--out", str(new)])
+    return new
+
+
+def test_songs_that_were_changed(song, edited_song, tmp_path):
+    """Another song, one that was cut, one in stereo, in place of the account's; new tags are no change."""
+    wave, rate = soundfile.read(song)
+    for path in song.parent.glob("edited.wav*"):
+        shutil.copy(path, tmp_path)
+    copy = tmp_path / "edited.wav"
+    for other in (wave, wave[:9000], np.stack([wave, wave], 1)):
+        soundfile.write(copy, other, rate)
+        with pytest.raises(UserError, match="edited.wav: was changed since it was sung; if you move it away"):
+            main(["--edit", f"{copy}.json", "--line", "1", "--out", str(tmp_path / "x.wav")])
+    assert {path.name for path in tmp_path.iterdir()} == {"edited.wav", "edited.wav.json",
+                                                          "edited.wav.safetensors"}
+    soundfile.write(copy, soundfile.read(edited_song)[0], rate)
+    assert fingerprint(copy) == fingerprint(edited_song) and copy.read_bytes() != edited_song.read_bytes()
+
+
+def test_an_account_of_before(song, edit, tmp_path):
+    """A song from before accounts were sealed, held the level and the latents: it is sung again."""
+    shutil.copy(song, tmp_path / "song.wav")
+    old = without("seal", "level", "latents", "sound", "repeats", "digest")(about(song))
+    (tmp_path / "song.wav.json").write_text(json.dumps(old))
+    new = edit("--line", 2, of=tmp_path / "song.wav")
+    assert new.read_bytes() == edit("--line", 2, out="other.wav").read_bytes()
+
+
 def test_what_cannot_be_edited(song, tiny_folder, tmp_path):
     """A song without --edit; lyrics; a part of a song; a song over itself; a song of another model."""
     out = ["--page", "false", "--out", str(tmp_path / "new.wav")]
@@ -220,12 +310,13 @@ def test_what_cannot_be_edited(song, tiny_folder, tmp_path):
         main(["--model", str(tiny_folder), "--line", "1", *out])
     with pytest.raises(UserError, match="there is no such|No such file"):
         main(["--edit", str(tmp_path / "none.json"), "--line", "1", *out])
-    with pytest.raises(UserError, match="expected a song's account|unknown setting"):
-        main(["--edit", str(song.with_name("words.json")), "--line", "1", *out])
+    for name in ("words.json", "song.wav"):
+        with pytest.raises(UserError, match=f"{name}: expected a song's account, the NAME.json beside it"):
+            main(["--edit", str(song.with_name(name)), "--line", "1", *out])
     main(["--config", f"{song}.json", "--from", "1", "--to", "3", "--page", "false", "--out",
           str(tmp_path / "part.wav")])
     with pytest.raises(UserError, match="is a part of a song"):
-        main(["--edit", str(tmp_path / "part.wav.json"), "--from", "none", "--to", "none", *out])
+        main(["--edit", str(tmp_path / "part.wav.json"), "--line", "1", *out])
     with pytest.raises(UserError, match="would overwrite .*song.wav"):
         main(["--edit", f"{song}.json", "--line", "1"])
     with pytest.raises(UserError, match="was sung with other weights and codec"):
@@ -313,6 +404,8 @@ def test_frames_of_a_word_at_other_times():
     assert len(rows) == 180 and rows == sorted(rows)
     assert rows[:12] == [*range(30, 42)] and rows[-9:] == [*range(121, 130)]        # 0.12 and 0.09 s
     even = frames_before(was, now, 100, "average_sparse").tolist()
+    timed = dataclasses.replace(was, phones=(Part("s", 0.3, 0.9), Part("ɪ", 0.9, 1.3)))
+    assert frames_before(timed, now, 100, "sung").tolist() == even
     assert even == [30 + int((i + 0.5) / 1.8) for i in range(180)]
 
 
