@@ -43,7 +43,7 @@ FRAME_S = songs.PRESET.codec.hop / songs.PRESET.codec.fold / songs.RATE
 @dataclass(frozen=True)
 class EditSettings(Settings):
     out: Path = Path("runs/edits")              # folder
-    songs: int = within(12, 1, 40)              # each is edited in six ways
+    songs: int = within(24, 1, 40)              # each is edited in six ways
 
 
 def song_of(number: int, say) -> Lyrics:

@@ -40,7 +40,7 @@ from support.files import write_json
 
 SUNG_S = 0.06                  # sung again around words that change: sounds lean on their neighbours
 FADE_S = 0.04                  # beyond it, old sound fades into new; the latents are the same there
-FOR_GOOD, MOVED = 2.0, 0.5     # flow times until which frames are kept: all but spans; words that moved
+FOR_GOOD, MOVED = 2.0, 0.2     # flow times until which frames are kept: all but spans; words that moved
 CONTEXT_S = 5.0                # of kept song that the network sees on either side
 LOSSLESS = (".wav", ".flac")
 LEAD_SEED = 0x4C454144         # what tells the noise of frames that are put in front from a song's own

@@ -98,6 +98,8 @@ def check_command(line):
     script, *args = words[words[0] == "-m":]
     assert source_of(script)
     settings, args = SETTINGS.get(script), [word for word in args if word != "--help"]
+    if "--edit" in args:                                     # a song's account, which is not here
+        del args[args.index("--edit"):args.index("--edit") + 2]
     if isinstance(settings, dict):
         assert args and args[0] in settings, f"{script} has no command {args[:1]}"
         settings, args = settings[args[0]], args[1:]

@@ -214,7 +214,7 @@ def test_one_window_is_sampled_as_it_always_was(model, golden):
     assert calls == [4] and torch.equal(out, sample(model, batch, *settings))
 
 
-@pytest.mark.parametrize("solver", ["euler", "abm"])
+@pytest.mark.parametrize("solver", [pytest.param("euler", marks=pytest.mark.slow), "abm"])
 def test_kept_frames(model, golden, solver):
     """Frames that are kept end as they were, by any solver; the others are sung to fit them."""
     given = golden("b_sample_inputs.safetensors")

@@ -173,3 +173,15 @@ def test_joins(place, capsys):
     rows = capsys.readouterr().out.splitlines()[-3:]
     assert [row.split(" | ")[0] for row in rows] == ["| in overlaps", "| near edges", "| elsewhere"]
     assert "nan" not in "".join(rows) and all(int(row.split(" | ")[1]) for row in rows)
+
+
+@pytest.mark.slow
+def test_edits(place, capsys, monkeypatch):
+    """A song that is edited in each way; nothing differs outside."""
+    from baby import edits
+    monkeypatch.setattr(edits, "misheard_phones", lambda wave, record: (1, 2 * len(record["word"])))
+    ran("python -m baby.edits", "--songs 1")
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines() if row.startswith("| ")]
+    table = [row for row in rows if row[0].strip("| ") in (*edits.KINDS, "all")]
+    assert len(table) == 7 and all(row[-1] == "0 |" and row[1] in "16" for row in table)
+    assert "nan" not in str(rows)

@@ -137,6 +137,7 @@ def test_stretched_spectra():
     assert voice.stretch(spectrum, 0.9)[:, 0].argmax() == 90
 
 
+@pytest.mark.slow
 def test_a_model_sings_a_training_song_again():
     """Latents of another song, or of another pitch than the sound that the decoder is to make of them."""
     number = next(n for n in range(codec.FIRST, codec.FIRST + 99) if songs.song(n)[3] < 6)

@@ -317,6 +317,7 @@ def test_a_song_does_not_depend_on_its_place(jam, inputs, tmp_path):
     assert alone != made["generated/drei-2.wav"]
 
 
+@pytest.mark.slow
 def test_where_a_style_comes_from(jam, inputs, tmp_path):
     """Sound, text, a name or the flags; ignored it is the negative style; each is another song."""
     def style(*more):

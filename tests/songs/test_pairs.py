@@ -303,6 +303,7 @@ def test_best_of(tiny_folder, tmp_path, capsys):
     assert not (tmp_path / "again-1.wav").exists()
 
 
+@pytest.mark.slow
 def test_best_of_a_manifest(tiny_folder, prompts, monkeypatch):
     """Candidates that are sung again when another scorer, or one more of them, is asked for."""
     out, sung, sing = prompts.parent / "songs", [], Model.sing

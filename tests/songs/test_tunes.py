@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from conftest import BABY
 
@@ -59,6 +60,7 @@ def test_noise_is_copied_and_nothing_else():
     assert torch.equal(repeated(noise, [(3, 1, 8)])[:, 3:5], noise[:, 1:3])           # never from itself
 
 
+@pytest.mark.slow
 def test_the_tune_stays_when_a_word_is_changed(tmp_path):
     """Changing a word gives another melody; or another seed gives the same."""
     def sung(words: str, seed: int = 0):

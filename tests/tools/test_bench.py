@@ -20,6 +20,7 @@ def test_peak():
     assert peak.now == 0
 
 
+@pytest.mark.slow
 def test_training(capsys):
     """Memory that is counted without computing, and a share of the matrix rate that cannot be above 1."""
     args = ["--what", "train", "--preset", "baby", "--duration", "1", "--device", "cpu", "--dtype", "float32"]

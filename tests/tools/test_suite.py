@@ -25,7 +25,8 @@ def sizes(tiny_preset):
     return Sizes(preset, tiny_preset, seconds=(1.0,), crops=(32,), full_width=32)
 
 
-@pytest.mark.parametrize("run, count", [(gpu, 1 + 2 + 1 + 2 * 5 + 1), (cpu, 1 + 2 * 3)])
+@pytest.mark.parametrize("run, count", [
+    pytest.param(gpu, 1 + 2 + 1 + 2 * 5 + 1, marks=pytest.mark.slow), (cpu, 1 + 2 * 3)])
 def test_suites(run, count, sizes, tmp_path, capsys):
     """A suite that stops amid a machine's time, or a column that stays empty."""
     run(Report(tmp_path / "all", CPU), sizes)
