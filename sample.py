@@ -40,9 +40,11 @@ from model import load_model
 from phonemes import CELLS_PER_FRAME, SymbolTable
 from sampler import sample_windows, time_grid
 from songs.asked import resolve, validate
-from songs.edit import Before, Edit, before_of, carried, continued, edited, sing_again, told
+from songs.before import Before, before_of
+from songs.edit import Edit, carried, continued, edited
 from songs.files import check_account, check_outputs, check_plan, lyrics_in, outputs_of
 from songs.manifest import LONGEST_S, Song
+from songs.splice import sing_again, told
 from songs.takes import between, chooser_of, jobs_of, sing_manifest, sing_takes
 from songs.tunes import noise_of, repeated, repeats
 from style import Crop, default_style, encoder_of, negative_vector, style_vector

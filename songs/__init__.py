@@ -2,6 +2,10 @@
 
     manifest.py               what a manifest asks for; the report on its songs; the songs of a folder
     files.py                  where a song's files go, and the JSON beside it, from which it can be made again
+    before.py                 a finished song, from its files or its account
+    edit.py                   which spans of it are sung again
+    splice.py                 how they are sung, and joined to the rest
+    asked.py                  settings checked and completed
     takes.py                  variants, the best of several takes, a manifest sung by several processes
     page.py, page.html        a page that plays a song and lights its words
     picture.py                a spectrogram with words above

@@ -1,11 +1,7 @@
-"""Sing a part of a finished song again, and leave the rest as it is, to the bit.
+"""Which spans of a finished song are sung again: those that words changed, and what flags name.
 
-Read `Before` (a finished song), `edit_of` (which spans of it are sung again: where `changes` finds that words
-differ, and what --span and --line name), `sing_again` (latents outside are kept at every step, see
-sampler.keeping), then `spliced` (the new sound fades into the old one). An edit's account holds those of all
-songs that it comes from: `before_of` makes them again if need be.
-
-Axes: T latent frames, C latent channels, W wave channels, N samples, n frames of a codec's pitch.
+Read `changes` (how the words of two songs differ), then `edited`, which turns a prompt into one of an edit,
+and `stretches_of` (what the network sees at once). songs/splice.py sings it.
 """
 
 import dataclasses
@@ -13,16 +9,14 @@ import difflib
 import json
 import math
 import re
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from config import Guidance, Preset, SampleConfig, UserError
+from config import Preset, SampleConfig, UserError
 from data import windows
 from lyrics import formats
 from lyrics.plan import PlanSettings
@@ -30,32 +24,13 @@ from lyrics.pronounce import Reader
 from lyrics.revise import revised
 from lyrics.timing import Line, Lyrics, Part, Word
 from phonemes import CELLS_PER_FRAME, SymbolTable, sung_spans
-from sampler import sample_windows, time_grid
-from songs.files import Outputs, account_in, digest, identity, latents_of, own_of, seal
+from songs.before import Before
+from songs.files import account_in
 from songs.manifest import SAME_S, Song
-from songs.tunes import noise_of, repeated
-from support.audio import fingerprint, limited, read_wave
-from support.cli import parse
-from support.files import write_json
 
 SUNG_S = 0.06                  # sung again around words that change: sounds lean on their neighbours
 FADE_S = 0.04                  # beyond it, old sound fades into new; the latents are the same there
-FOR_GOOD, MOVED = 2.0, 0.2     # flow times until which frames are kept: all but spans; words that moved
 CONTEXT_S = 5.0                # of kept song that the network sees on either side
-LOSSLESS = (".wav", ".flac")
-LEAD_SEED = 0x4C454144         # what tells the noise of frames that are put in front from a song's own
-
-class Before(NamedTuple):
-    """A finished song that is to be edited."""
-    account: dict
-    latents: Tensor              # (T, C)
-    hz: Tensor                   # (n,) pitch with which the codec sang; (0,) if it needs none
-    wave: Tensor                 # (W, N) as its file holds it
-
-    @property
-    def chain(self) -> list[dict]:
-        """The accounts of all songs that led to this one, itself last."""
-        return [*self.account.get("chain", []), own_of(self.account)]
 
 
 class Stretch(NamedTuple):
@@ -85,90 +60,6 @@ class Edit(NamedTuple):
     styled: bool                 # whether the spans have a style of their own
     words: list[str]             # what changed, for people
 
-
-# The song as it is
-
-def before_of(song: Song, cfg: SampleConfig, sing: Callable[[SampleConfig], Path]) -> Before | None:
-    """The song that --edit names, or that the edit was made from whose account is to be sung again.
-
-    What no file holds, `sing` makes again from accounts. None if nothing is edited.
-    Raises: UserError if --edit is no account, or one of a part.
-    """
-    again = account_in(song.lyrics) or {}
-    remakes = cfg.edit is None and song.styles == (str(song.lyrics),) and again.keys() & {"edit", "chain"}
-    if cfg.edit is None and not remakes:
-        if cfg.span or cfg.line or cfg.lead or cfg.variation is not None:
-            raise UserError("--line, --span, --variation and --lead need --edit, which names the song")
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        if remakes:
-            verify(song.lyrics, again)
-            return saved(remade(again["chain"], cfg, Path(folder), sing))
-        account = account_in(cfg.edit)
-        if account is None:
-            raise UserError(f"--edit {cfg.edit}: expected a song's account, the NAME.json beside it")
-        if "whole" in account:
-            raise UserError(f"--edit {cfg.edit}: is a part of a song (--from, --to); expected a whole one")
-        verify(cfg.edit, account)
-        found, path = saved(cfg.edit), cfg.edit.with_suffix("")
-        if "seal" in account and path.is_file() and fingerprint(path) != account["sound"]:
-            raise UserError(f"{path}: was changed since it was sung; if you move it away, the song is sung "
-                            "again as its account says")
-        if found is None:                                    # its latents are gone: the same again
-            made = saved(remade([*account.get("chain", []), account], cfg, Path(folder), sing))
-            wave = read_wave(path)[0] if path.suffix.lower() in LOSSLESS and path.is_file() else made.wave
-            if wave.shape != made.wave.shape:
-                raise UserError(f"{path}: is not the song that its account {cfg.edit} sings")
-            own = account if "seal" in account else made.account       # which has what older ones lack
-            found = made._replace(account=own, wave=wave)
-        return found
-
-
-def verify(path: Path, account: dict) -> None:
-    """Raise UserError if an account, or one of its chain, is not as it was written.
-
-    One from before accounts were sealed has no chain; its song is sung again.
-    """
-    chain, before = account.get("chain", []), None
-    good = isinstance(chain, list) and all(isinstance(each, dict) for each in chain)
-    for each in [*chain, account] if good else ():
-        older = not chain and "seal" not in each and each.get("digest") in (None, digest(each))
-        good = good and (older or each.get("seal") == seal(each)) and ("edit" in each) == bool(before)
-        good = good and (not before or each["request"]["edit"]["before"] == identity(before))
-        before = each
-    if not good:
-        raise UserError(f"{path}: was changed since it was sung; flags and --lyrics change a song")
-
-
-def saved(path: Path) -> Before | None:
-    """The song beside an account, if its files are there and are those of the account."""
-    account, song = account_in(path), path.with_suffix("")
-    tensors = latents_of(path, account) if "seal" in account else None
-    if tensors is None or not song.is_file():
-        return None
-    latents = tensors["latents"]
-    return Before(account, latents, tensors.get("hz", latents.new_zeros(0)), read_wave(song)[0])
-
-
-def remade(chain: list[dict], cfg: SampleConfig, folder: Path,
-           sing: Callable[[SampleConfig], Path]) -> Path:
-    """Sing the songs of a chain one after another; the account of the last."""
-    own = {"model": cfg.model, "vae": cfg.vae, "phonemizer": cfg.phonemizer, "device": cfg.device,
-           "threads": cfg.threads, "offline": cfg.offline, "style-encoder": cfg.style_encoder,
-           "force": cfg.force}
-    flags = [f"--{name}={value}" for name, value in own.items() if value is not None]
-    before = []
-    for i, account in enumerate(chain):
-        write_json(folder / f"{i}.json", {key: value for key, value in account.items() if key != "chain"})
-        ending = Path(str(account["settings"].get("out", SampleConfig.out))).suffix
-        out = folder / f"{i}-sung{ending}"
-        sing(parse(SampleConfig, "", [*before, "--config", str(folder / f"{i}.json"), "--out", str(out),
-                                      "--page=false", *flags]))
-        before = ["--edit", f"{out}.json"]
-    return Path(f"{out}.json")
-
-
-# What is sung again
 
 def changes(old: Lyrics, new: Lyrics) -> tuple[list[tuple], list[tuple], list[str]]:
     """How the words of two songs differ: in times, by more than SAME_S, or in sounds.
@@ -394,143 +285,3 @@ def stretches_of(spans: Sequence[tuple[int, int]], styles: Sequence[Tensor], fra
         else:
             found.append(Stretch(first, end, style, [(a, b)], []))
     return found
-
-
-# Singing it
-
-def noise_after(chain: Sequence[dict], edit: Edit, seed: int, frames: int, preset: Preset) -> Tensor:
-    """The noise (1, frames, C) of an edited song: that of before, but where the edit changes it."""
-    first, sizes = chain[0], preset.model
-    noise = repeated(noise_of(first["request"]["seed"], frames, sizes), first["repeats"])
-    steps = [(account["edit"], account["request"]["seed"]) for account in chain[1:]]
-    steps.append((noted(edit), seed))
-    before = first["request"]["seed"]
-    for number, (change, seed) in enumerate(steps):
-        if change["lead"]:
-            fresh = noise_of(before ^ LEAD_SEED ^ number, change["lead"], sizes)
-            noise = torch.cat([fresh, noise], 1)[:, :frames]
-        if seed != before:                                   # independent: the sphere's arc between the two
-            other, angle = noise_of(seed, frames, sizes), math.pi / 2 * change["variation"]
-            for a, b in change["frames"]:
-                noise[:, a:b] = math.cos(angle) * noise[:, a:b] + math.sin(angle) * other[:, a:b]
-        before = seed
-    return noise
-
-
-def noted(edit: Edit) -> dict:
-    """An edit as its account has it."""
-    return {"lead": edit.lead, "frames": edit.spans, "variation": edit.variation, "styled": edit.styled,
-            "words": edit.words}
-
-
-@torch.no_grad()
-def sing_again(model, prompt, seed: int, cfg: SampleConfig,
-               bar: Callable) -> tuple[Tensor, Tensor, Tensor, dict]:
-    """Sing the spans of an edit.
-
-    Args: model and prompt as in sample.py; bar wraps the list of steps, as tqdm does.
-    Returns: latents (T, C), the codec's pitch (n,) and wave (W, N) of the whole song; more for its account.
-    """
-    edit, before = prompt.edit, prompt.edit.before
-    known = edit.lead + len(before.latents)
-    if seed != before.account["request"]["seed"]:            # another tune, for words that moved, too
-        prompt = dataclasses.replace(prompt, edit=edit._replace(moved=[]))
-    latents = before.latents.new_zeros(1, max(known, edit.frames), before.latents.shape[1])
-    latents[0, edit.lead:known] = before.latents
-    frames = max([latents.shape[1], *(part.first + part.computed for part in edit.stretches)])
-    noise = noise_after(before.chain, edit, seed, frames, model.preset)
-    for stretch in edit.stretches:
-        sing_stretch(model, prompt, stretch, known, latents, noise, cfg, bar)
-    hz = before.hz[None] if len(before.hz) else model.codec.pitch(before.latents[None])
-    samples = round(prompt.duration_s * model.preset.codec.sample_rate_hz)
-    wave, hz = spliced(model.codec, latents, hz, edit, samples)
-    about = {"edit": report(edit, wave, model.preset), "chain": before.chain,
-             "level": before.account["level"]}
-    return latents[0], hz[0], wave, about
-
-
-def sing_stretch(model, prompt, stretch: Stretch, known: int, latents: Tensor, noise: Tensor,
-                 cfg: SampleConfig, bar: Callable) -> None:
-    """Sing the spans of a stretch into latents (1, T, C), of which the first `known` frames are a song's.
-
-    Args: noise (1, frames, C) of the whole song; the rest as for `sing_again`.
-    """
-    device, end = model.device, stretch.first + stretch.computed
-    here, last = slice(stretch.first, end), prompt.edit.frames
-    kept = torch.arange(stretch.first, end) < (known if stretch.end == last else stretch.end)
-    until = torch.where(kept, FOR_GOOD, 0.0)
-    # What follows the song's end, the network's padding, is sung with it.
-    spans = [slice(a, end if b == last else b) for a, b in stretch.spans]
-    for span in spans:
-        until[span.start - stretch.first:span.stop - stretch.first] = 0
-    old = latents.new_zeros(1, stretch.computed, latents.shape[2])
-    old[:, :latents.shape[1] - stretch.first] = latents[:, here]
-    # Words at other times begin as they were, drawn out or shortened, and so keep their tune.
-    for now, rows in prompt.edit.moved:
-        if any(a <= now and now + len(rows) <= b for a, b in stretch.spans):
-            own = slice(now - stretch.first, now - stretch.first + len(rows))
-            old[0, own], until[own] = prompt.edit.before.latents[rows], MOVED
-    found = [(start, {k: v.to(device) for k, v in batch.items()}) for start, batch in stretch.windows]
-    sung = sample_windows(
-        model.network, found, noise[:, here].to(device), time_grid(cfg.steps, cfg.sway),
-        Guidance(cfg.guidance, cfg.guidance_weights or (), cfg.guidance_range), prompt.negative.to(device),
-        cfg.solver, lambda steps: bar(steps, desc="sampling", unit="step"),
-        (old.to(device), until[:, None].to(device))).cpu()
-    for span in spans:
-        new = sung[:, span.start - stretch.first:span.stop - stretch.first]
-        latents[:, span] = new[:, :latents.shape[1] - span.start]
-
-
-def spliced(codec, latents: Tensor, hz: Tensor, edit: Edit, samples: int) -> tuple[Tensor, Tensor]:
-    """The song's wave (W, samples): outside of the spans that of before, to the bit; and its pitch (1, n).
-
-    Args: latents (1, T, C); hz (1, n), pitch of the song before.
-    """
-    hop, rate_hz = codec.config.hop, codec.config.sample_rate_hz
-    gain, *means = edit.before.account["level"]
-    wave = torch.zeros(len(edit.before.wave), samples)
-    start = edit.lead * hop
-    old = edit.before.wave[:, :samples - start]
-    wave[:, start:start + old.shape[1]] = old
-    fade, now = round(FADE_S * rate_hz), hz
-    around = math.ceil(fade / hop)
-    for a, b in edit.spans:
-        first, end = max(0, a - around), min(latents.shape[1], b + around)
-        new, now = codec.decode_again(latents, (first, end), edit.spans, hz, edit.lead)
-        new = limited((new[0].double() - torch.tensor(means).double()[:, None]) * gain)
-        # 0 where the old sound stays, 1 in the span, a ramp between.
-        at = torch.arange(first * hop, end * hop)
-        rise = (at - a * hop) / fade + 1 if a else torch.ones(len(at))
-        fall = (b * hop - at) / fade + 1 if b < edit.frames else torch.ones(len(at))
-        share = torch.minimum(rise, fall).clamp(0, 1)
-        here = slice(first * hop, min(end * hop, samples))
-        length = here.stop - here.start
-        wave[:, here] = (1 - share[:length]) * wave[:, here] + share[:length] * new[:, :length].float()
-    return wave, now
-
-
-def report(edit: Edit, wave: Tensor, preset: Preset) -> dict:
-    """How much changed where, for the account: seconds that differ, and the largest difference outside."""
-    hop, rate_hz = preset.codec.hop, preset.codec.sample_rate_hz
-    fade, start = round(FADE_S * rate_hz), edit.lead * hop
-    old = torch.zeros_like(wave)
-    part = edit.before.wave[:, :wave.shape[1] - start]
-    old[:, start:start + part.shape[1]] = part
-    difference, spans = (wave - old).abs().amax(0), []
-    for a, b in edit.spans:
-        first = max(0, a * hop - fade) if a else 0
-        end = b * hop + fade if b < edit.frames else wave.shape[1]
-        spans.append((first / rate_hz, min(end, wave.shape[1]) / rate_hz))
-        difference[first:end] = 0
-    return noted(edit) | {"spans": joined(spans, 0), "outside": difference.max().item()}
-
-
-def told(outputs: Outputs) -> str:
-    """The report, for people."""
-    edit, song = outputs.recorded("edit"), outputs.song
-    spans = ", ".join(f"{a:.2f} to {b:.2f} s" for a, b in edit["spans"])
-    about = f" ({'; '.join(edit['words'])})" if edit["words"] else ""
-    outside = ("identical" if not edit["outside"] else f"up to {edit['outside']:.1e} apart"
-               ) if song.suffix.lower() in LOSSLESS else f"the same, encoded again as {song.suffix}"
-    return f"sung again: {spans}{about}; outside: {outside}"
-

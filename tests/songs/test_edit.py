@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-import songs.edit
+import songs.splice
 from config import CONFIG, PRESETS, WEIGHTS, CodecConfig, UserError
 from lyrics.timing import Line, Lyrics, Part, Word
 from model import DiT
 from sample import main
-from songs.edit import (Before, Edit, changes, cut_by_style, frames_before, joined, noise_after, stretches_of,
-                        style_at)
+from songs.before import Before
+from songs.edit import Edit, changes, cut_by_style, frames_before, joined, stretches_of, style_at
+from songs.splice import noise_after
 from songs.tunes import noise_of
 from support.audio import fingerprint
 from support.checkpoint import preset_to_json
@@ -228,19 +229,19 @@ def test_a_manifests_song(tiny_folder, tmp_path):
 
 def test_a_word_that_moves_begins_as_it_was(song, edit, tmp_path, monkeypatch):
     """It is led towards its latents of before for a while, at its new place; but not on another seed."""
-    seen, sample = [], songs.edit.sample_windows
-    monkeypatch.setattr(songs.edit, "sample_windows", lambda *args: seen.append(args[-1]) or sample(*args))
+    seen, sample = [], songs.splice.sample_windows
+    monkeypatch.setattr(songs.splice, "sample_windows", lambda *args: seen.append(args[-1]) or sample(*args))
     lyrics = write_lyrics(tmp_path / "new.json", go=("go", 5.2, 5.7))
     for seed in (3, 4):
         edit("--lyrics", lyrics, "--seed", seed, out=f"{seed}.wav")
     old, until = load_file(f"{song}.safetensors")["latents"], seen[0][1][:, 0]
-    [held] = (until == songs.edit.MOVED).nonzero().T
+    [held] = (until == songs.splice.MOVED).nonzero().T
     begin = until.tolist().index(0)
     assert held.tolist() == list(range(begin + 3, begin + 26)) and 0 not in until[:begin] and begin > 0
     frames = [round(second * 24000 / 512) for second in (5.5, 6.0)]
     rows = seen[0][0][0, held]
     assert min((rows[0] - row).abs().max() for row in old[frames[0] - 1:frames[0] + 2]) == 0
-    assert not (seen[1][1] == songs.edit.MOVED).any()
+    assert not (seen[1][1] == songs.splice.MOVED).any()
 
 
 @pytest.mark.parametrize("args, error", [
