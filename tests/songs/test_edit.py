@@ -156,6 +156,7 @@ def test_the_style_of_a_line_stays(song, edit, tmp_path):
     assert style_at(chain, 0).tolist() == torch.eye(2, 16)[0].tolist()
 
 
+@pytest.mark.slow
 def test_a_line_keeps_its_style(song, edit, tmp_path, monkeypatch):
     """Another line, or a tune of the whole song, sung in the style of a line that was edited before."""
     monkeypatch.chdir(tmp_path)
@@ -184,6 +185,7 @@ def test_a_lead_is_whole_frames(song, edit):
         assert len(soundfile.read(new)[0]) == len(soundfile.read(odd)[0]) + 512 * frames
 
 
+@pytest.mark.slow
 def test_variants(edit, tmp_path):
     """The second variant of a moved word, which is on another tune, from its own account."""
     lyrics = write_lyrics(tmp_path / "new.json", go=("go", 5.2, 5.7))
