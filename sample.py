@@ -180,17 +180,23 @@ class Model:
             block.compile(dynamic=True)          # once for all lengths
         self.codec = make_codec(self.preset.codec, files.codec, device, trust=files.trust_vae)
 
-    def latents(self, prompt: Prompt, seed: int, cfg: SampleConfig, progress=lambda steps: steps) -> Tensor:
+    def latents(self, prompt: Prompt, seed: int, cfg: SampleConfig, bar: Callable = tqdm) -> Tensor:
         """A song's latents (1, T, C), on the CPU."""
         # The noise comes from the CPU and from the song's own seed: it is the same on any device.
         first, (last, batch) = prompt.begin // self.preset.codec.hop, prompt.windows[-1]
         end = first + last + batch["phonemes"].shape[1] // CELLS_PER_FRAME
-        noise = repeated(noise_of(seed, end, self.preset.model), prompt.repeats)[:, first:].to(self.device)
-        # Steps lead from noise to latents.
-        found = [(start, {k: v.to(self.device) for k, v in batch.items()}) for start, batch in prompt.windows]
+        noise = repeated(noise_of(seed, end, self.preset.model), prompt.repeats)[:, first:]
+        return self.sampled(prompt, prompt.windows, noise, cfg, bar)
+
+    def sampled(self, prompt: Prompt, windows: list[tuple[int, dict[str, Tensor]]], noise: Tensor,
+                cfg: SampleConfig, bar: Callable, keep: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Steps lead from noise (1, T, C) to latents (1, T, C), on the CPU. Args: as for `sample_windows`."""
+        found = [(start, {k: v.to(self.device) for k, v in batch.items()}) for start, batch in windows]
         guidance = Guidance(cfg.guidance, cfg.guidance_weights or (), cfg.guidance_range)
-        return sample_windows(self.network, found, noise, time_grid(cfg.steps, cfg.sway), guidance,
-                              prompt.negative.to(self.device), cfg.solver, progress).cpu()
+        return sample_windows(
+            self.network, found, noise.to(self.device), time_grid(cfg.steps, cfg.sway), guidance,
+            prompt.negative.to(self.device), cfg.solver, functools.partial(bar, desc="sampling", unit="step"),
+            keep and tuple(tensor.to(self.device) for tensor in keep)).cpu()
 
     def sing(self, prompt: Prompt, seed: int, cfg: SampleConfig, bar: Callable) -> Take:
         """Sing a prompt: noise, steps, sound, loudness. Args: bar, which wraps the steps as tqdm does."""
@@ -198,7 +204,7 @@ class Model:
         if prompt.edit is not None:
             latents, hz, wave, about = sing_again(self, prompt, seed, cfg, bar)
             return Take(latents, hz, wave, {"sing": time.perf_counter() - began}, about)
-        latents = self.latents(prompt, seed, cfg, functools.partial(bar, desc="sampling", unit="step"))
+        latents = self.latents(prompt, seed, cfg, bar)
         sampled = time.perf_counter()
         wave = self.codec.decode(latents, functools.partial(bar, desc="decoding", unit="part"))[0]    # (W, N)
         wave = wave[:, prompt.begin % self.preset.codec.hop:]                             # amid a frame

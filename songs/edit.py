@@ -201,25 +201,14 @@ def edited(prompt, before: Before, cfg: SampleConfig, preset: Preset, table: Sym
     if frames < known:
         raise UserError(f"--duration {prompt.duration_s:.2f}: an edit may be longer than its song, not "
                         f"shorter; expected {known / frame_hz:.2f} or more")
-    found, moved, words = changes(words_of(before, lead / frame_hz), prompt.lyrics)
-    lines = [line for line in prompt.lyrics.lines if line.words]
-    found += [span_of(text, prompt.duration_s) for text in cfg.span or ()]
-    found += [line_of(number, lines) for number in cfg.line or ()]
-    if cfg.variation is not None and not found:
-        found = [(0.0, prompt.duration_s)]
-    gap = math.ceil(2 * FADE_S * frame_hz)
-    spans = joined([(max(0, round((a - SUNG_S) * frame_hz)), min(frames, round((b + SUNG_S) * frame_hz)))
-                    for a, b in found] + [(0, lead)] * (lead > 0) + [(known, frames)] * (frames > known),
-                   gap)
-    if not spans:
-        raise UserError(f"--edit {cfg.edit}: nothing differs from it; change --lyrics, or say what to sing "
-                        "again with --line, --span or --variation")
+    changed, moved, words = changes(words_of(before, lead / frame_hz), prompt.lyrics)
+    spans = spans_of(prompt, changed, cfg, (lead, known, frames), frame_hz)
     seed = before.account["request"]["seed"]
     if cfg.variation is not None and cfg.seed <= seed < cfg.seed + max(cfg.batch_infer_num, cfg.best_of):
         raise UserError(f"--variation {cfg.variation}: leads to the tune of another --seed than {seed}")
     moved = [(round(now.start * frame_hz), frames_before(was, now, frame_hz, preset.filler) - lead)
              for was, now in moved]
-    spans = spans if styled else cut_by_style(spans, chain, lead, gap)
+    spans = spans if styled else cut_by_style(spans, chain, lead, apart(frame_hz))
     styles = [prompt.style if styled else style_at(chain, (a + b) // 2 - lead) for a, b in spans]
     rows = [(w.start, w.end, w.phoneme, [*map(dataclasses.astuple, w.phones)]) for w in prompt.lyrics.words]
     stretches = [part._replace(windows=windows(rows, part.style, frames, (part.first, part.end), preset,
@@ -229,6 +218,32 @@ def edited(prompt, before: Before, cfg: SampleConfig, preset: Preset, table: Sym
                 1.0 if cfg.variation is None else cfg.variation, styled, words)
     return dataclasses.replace(prompt, edit=edit, repeats=chain[0]["repeats"],
                                style=prompt.style if styled else torch.tensor(chain[0]["style"]))
+
+
+def spans_of(prompt, changed: list[tuple[float, float]], cfg: SampleConfig, edges: tuple[int, int, int],
+             frame_hz: float) -> list[tuple[int, int]]:
+    """The spans that are sung again, first frames and ends.
+
+    Args: changed, seconds where words differ; edges, the frames where the song before begins and ends, and
+        where the new one ends. Raises: UserError if there is none.
+    """
+    (lead, known, frames), lines = edges, [line for line in prompt.lyrics.lines if line.words]
+    seconds = [*changed, *(span_of(text, prompt.duration_s) for text in cfg.span or ()),
+               *(line_of(number, lines) for number in cfg.line or ())]
+    if cfg.variation is not None and not seconds:
+        seconds = [(0.0, prompt.duration_s)]
+    spans = [(max(0, round((a - SUNG_S) * frame_hz)), min(frames, round((b + SUNG_S) * frame_hz)))
+             for a, b in seconds]
+    spans += [(0, lead)] * (lead > 0) + [(known, frames)] * (frames > known)
+    if not spans:
+        raise UserError(f"--edit {cfg.edit}: nothing differs from it; change --lyrics, or say what to sing "
+                        "again with --line, --span or --variation")
+    return joined(spans, apart(frame_hz))
+
+
+def apart(frame_hz: float) -> int:
+    """Frames between two spans that do not fade into each other."""
+    return math.ceil(2 * FADE_S * frame_hz)
 
 
 def frames_before(was: Word, now: Word, frame_hz: float, filler: str) -> Tensor:
@@ -264,7 +279,7 @@ def joined(spans: Iterable[tuple[float, float]], gap: float) -> list[tuple[float
 
 
 def stretches_of(spans: Sequence[tuple[int, int]], styles: Sequence[Tensor], frames: int,
-             preset: Preset) -> list[Stretch]:
+                 preset: Preset) -> list[Stretch]:
     """What the network sees at once: spans that are near each other and have one style, and their context.
 
     Where the network computes whole windows anyway, the context fills one.

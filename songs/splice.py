@@ -1,6 +1,6 @@
 """Sing the spans of an edit, and leave the rest of the song as it is, to the bit.
 
-Read `sing_again`, then `sing_stretch` (latents outside are put back at each step, see sampler.keeping) and
+Read `sing_again`, then `sing_stretch` (latents outside are put back at each step: sampler.keeping) and
 `spliced` (the new sound fades into the old one).
 
 Axes: T latent frames, C latent channels, W wave channels, N samples, n frames of a codec's pitch.
@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from config import Guidance, Preset, SampleConfig
-from sampler import sample_windows, time_grid
+from config import Preset, SampleConfig
 from songs.before import LOSSLESS
 from songs.edit import FADE_S, Edit, Stretch, joined
 from songs.files import Outputs
@@ -82,8 +81,8 @@ def sing_stretch(model, prompt, stretch: Stretch, known: int, latents: Tensor, n
 
     Args: noise (1, frames, C) of the whole song; the rest as for `sing_again`.
     """
-    device, end = model.device, stretch.first + stretch.computed
-    here, last = slice(stretch.first, end), prompt.edit.frames
+    end, last = stretch.first + stretch.computed, prompt.edit.frames
+    here = slice(stretch.first, end)
     kept = torch.arange(stretch.first, end) < (known if stretch.end == last else stretch.end)
     until = torch.where(kept, FOR_GOOD, 0.0)
     # What follows the song's end, the network's padding, is sung with it.
@@ -97,12 +96,7 @@ def sing_stretch(model, prompt, stretch: Stretch, known: int, latents: Tensor, n
         if any(a <= now and now + len(rows) <= b for a, b in stretch.spans):
             own = slice(now - stretch.first, now - stretch.first + len(rows))
             old[0, own], until[own] = prompt.edit.before.latents[rows], MOVED
-    found = [(start, {k: v.to(device) for k, v in batch.items()}) for start, batch in stretch.windows]
-    sung = sample_windows(
-        model.network, found, noise[:, here].to(device), time_grid(cfg.steps, cfg.sway),
-        Guidance(cfg.guidance, cfg.guidance_weights or (), cfg.guidance_range), prompt.negative.to(device),
-        cfg.solver, lambda steps: bar(steps, desc="sampling", unit="step"),
-        (old.to(device), until[:, None].to(device))).cpu()
+    sung = model.sampled(prompt, stretch.windows, noise[:, here], cfg, bar, (old, until[:, None]))
     for span in spans:
         new = sung[:, span.start - stretch.first:span.stop - stretch.first]
         latents[:, span] = new[:, :latents.shape[1] - span.start]
@@ -115,11 +109,7 @@ def spliced(codec, latents: Tensor, hz: Tensor, edit: Edit, samples: int) -> tup
     """
     hop, rate_hz = codec.config.hop, codec.config.sample_rate_hz
     gain, *means = edit.before.account["level"]
-    wave = torch.zeros(len(edit.before.wave), samples)
-    start = edit.lead * hop
-    old = edit.before.wave[:, :samples - start]
-    wave[:, start:start + old.shape[1]] = old
-    fade, now = round(FADE_S * rate_hz), hz
+    wave, fade, now = kept(edit, hop, samples), round(FADE_S * rate_hz), hz
     around = math.ceil(fade / hop)
     for a, b in edit.spans:
         first, end = max(0, a - around), min(latents.shape[1], b + around)
@@ -136,14 +126,17 @@ def spliced(codec, latents: Tensor, hz: Tensor, edit: Edit, samples: int) -> tup
     return wave, now
 
 
+def kept(edit: Edit, hop: int, samples: int) -> Tensor:
+    """The wave of the song before where it lies in the new one (W, samples); silence before and after it."""
+    old, start = edit.before.wave, edit.lead * hop
+    return torch.nn.functional.pad(old, (start, max(0, samples - start - old.shape[1])))[:, :samples]
+
+
 def report(edit: Edit, wave: Tensor, preset: Preset) -> dict:
     """How much changed where, for the account: seconds that differ, and the largest difference outside."""
     hop, rate_hz = preset.codec.hop, preset.codec.sample_rate_hz
-    fade, start = round(FADE_S * rate_hz), edit.lead * hop
-    old = torch.zeros_like(wave)
-    part = edit.before.wave[:, :wave.shape[1] - start]
-    old[:, start:start + part.shape[1]] = part
-    difference, spans = (wave - old).abs().amax(0), []
+    fade, spans = round(FADE_S * rate_hz), []
+    difference = (wave - kept(edit, hop, wave.shape[1])).abs().amax(0)                        # (N,)
     for a, b in edit.spans:
         first = max(0, a * hop - fade) if a else 0
         end = b * hop + fade if b < edit.frames else wave.shape[1]

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import sample
 import songs.splice
 from config import CONFIG, PRESETS, WEIGHTS, CodecConfig, UserError
 from lyrics.timing import Line, Lyrics, Part, Word
@@ -231,8 +232,8 @@ def test_a_manifests_song(tiny_folder, tmp_path):
 
 def test_a_word_that_moves_begins_as_it_was(song, edit, tmp_path, monkeypatch):
     """It is led towards its latents of before for a while, at its new place; but not on another seed."""
-    seen, sample = [], songs.splice.sample_windows
-    monkeypatch.setattr(songs.splice, "sample_windows", lambda *args: seen.append(args[-1]) or sample(*args))
+    seen, real = [], sample.sample_windows
+    monkeypatch.setattr(sample, "sample_windows", lambda *args: seen.append(args[-1]) or real(*args))
     lyrics = write_lyrics(tmp_path / "new.json", go=("go", 5.2, 5.7))
     for seed in (3, 4):
         edit("--lyrics", lyrics, "--seed", seed, out=f"{seed}.wav")
