@@ -42,6 +42,11 @@ def is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def is_list(value: object) -> bool:
+    """Whether a value is a list."""
+    return isinstance(value, list)
+
+
 def or_null(accepts: Callable[[object], bool]) -> Callable[[object], bool]:
     """The same, or null."""
     return lambda value: value is None or accepts(value)
@@ -75,7 +80,7 @@ SONG = {"title": (is_text, TEXT), "artist": (is_text, TEXT),
 LINE = {"section": (lambda value: is_text(value) and not set("[]") & set(value), f"{TEXT}, without brackets"),
         "backing": (is_bool, "true or false"),
         "style": (or_null(is_text), "null, or one of the singers"),
-        "words": (lambda value: isinstance(value, list), "a list of words")}
+        "words": (is_list, "a list of words")}
 WORD = {"word": (lambda value: is_text(value) and value.strip() == value != "", f"{TEXT}, not empty"),
         "start": (number(0, LONGEST_S), f"seconds from 0 to {LONGEST_S:.0f}"),
         "end": (number(0, LONGEST_S), f"seconds from 0 to {LONGEST_S:.0f}"),

@@ -19,19 +19,20 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from config import UserError
-from studio.document import (LONGEST_S, checked, checked_lines, empty, fields, is_bool, is_seed, is_span,
+from studio.document import (LONGEST_S, checked, checked_lines, empty, fields, is_bool, is_list, is_seed,
                              is_take, is_text, number, or_null)
 from support.files import hold, make_folder, read_json, reading, write_json
 
 WORK = ".work-"                # temporary folders, which a killed process leaves
-# What is known of a take: its singer and lines as they were in the document, the spans that an edit sang.
-BLANK = {"id": "", "name": "", "kind": "song", "before": None, "seed": 0, "style": "", "made": "",
-         "duration": 0.0, "starred": False, "lines": [], "spans": [], "note": ""}
-TAKE = {"id": is_take, "name": is_text, "kind": lambda value: value in ("song", "edit", "recording"),
-        "before": or_null(is_take), "seed": is_seed, "style": is_text, "made": is_text,
-        "duration": number(0, LONGEST_S), "starred": is_bool, "lines": lambda value: isinstance(value, list),
-        "spans": lambda value: isinstance(value, list) and all(map(is_span, value)), "note": is_text}
-PROJECT = {"revision": is_seed, "last": number(0, 999_999), "document": lambda value: True}
+seconds, whole = number(0, 2 * LONGEST_S), number(0, 2 ** 64)
+# What is known of a take: its singer and lines as they were in the document, the spans that an edit sang. Of
+# each the value of a new take, and what it may be in a file.
+TAKE = {"id": ("", is_take), "name": ("", is_text), "before": (None, or_null(is_take)), "seed": (0, whole),
+        "kind": ("song", lambda value: value in ("song", "edit", "recording")), "style": ("", is_text),
+        "made": ("", is_text), "duration": (0.0, seconds), "starred": (False, is_bool), "note": ("", is_text),
+        "lines": ([], is_list), "spans": ([], lambda value: is_list(value) and all(
+            is_list(span) and len(span) == 2 and all(map(seconds, span)) for span in value))}
+PROJECT = {"revision": (0, is_seed), "last": (0, number(0, 999_999)), "document": (None, lambda value: True)}
 
 
 class Stale(Exception):
@@ -54,8 +55,8 @@ class Project:
                 shutil.rmtree(left)
         if not self.path.exists() and any((folder / "takes").iterdir()):
             raise UserError(f"{folder}: has takes but no {self.path.name}, so it is no project")
-        found = {"revision": 0, "last": 0, "document": empty(min(styles))}
-        found = object_in(self.path, PROJECT) if self.path.exists() else found
+        new = blank(PROJECT) | {"document": empty(min(styles))}
+        found = object_in(self.path, PROJECT) if self.path.exists() else new
         try:
             self.document = checked(found["document"], styles)
         except UserError as e:
@@ -133,7 +134,7 @@ class Project:
         with self.lock:
             self.last += 1
             name = str(self.last)
-        about = BLANK | {"id": name, "name": f"Take {name}", "made": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        about = blank(TAKE) | {"id": name, "name": f"Take {name}", "made": time.strftime("%Y-%m-%dT%H:%M:%S")}
         try:
             yield name, about
             write_json(self.file(name, "json"), about, ensure_ascii=False)
@@ -172,7 +173,12 @@ class Project:
                 self.takes[name] for name in sorted(self.takes, key=int)]})
 
 
-def object_in(path: Path, known: dict[str, Callable]) -> dict:
-    """The object in a JSON file. Raises: UserError if `known` does not accept its fields."""
+def blank(known: dict[str, tuple[object, Callable]]) -> dict:
+    """The values of a new object."""
+    return {name: copy.copy(value) for name, (value, _) in known.items()}
+
+
+def object_in(path: Path, known: dict[str, tuple[object, Callable]]) -> dict:
+    """The object in a JSON file. Raises: UserError if it is not as `known` describes it."""
     return fields(read_json(path), {name: (accepts, "it as the studio wrote it")
-                                    for name, accepts in known.items()}, str(path))
+                                    for name, (_, accepts) in known.items()}, str(path))

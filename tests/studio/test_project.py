@@ -224,7 +224,7 @@ def test_what_a_killed_process_left_is_removed(project, document):
 
 @pytest.mark.parametrize("change", [
     {"id": "2"}, {"id": "../1"}, {"before": "1"}, {"duration": float("nan")}, {"lines": [1]},
-    {"spans": [[2, 1]]}, {"kind": "x"}, {"more": 1}, None])
+    {"spans": [["x", 1]]}, {"kind": "x"}, {"more": 1}, None])
 def test_a_corrupt_take_is_named(project, change):
     with project.new_take() as (name, _):
         project.file(name, "wav").write_bytes(b"sound")
