@@ -76,9 +76,9 @@ def main(argv: list[str] | None = None) -> None:
         port, token = listening.getsockname()[1], secrets.token_urlsafe(24)
         studio = Studio(cfg.project, shared)
         try:
-            server = Server(uvicorn.Config(studio.app(port, token), log_level="warning", access_log=False,
+            server = Server(uvicorn.Config(studio.app(port, token), log_level="error", access_log=False,
                                            ws="none", lifespan="off", server_header=False,
-                                           proxy_headers=False))
+                                           proxy_headers=False, timeout_graceful_shutdown=5))
             print(f"http://127.0.0.1:{port}/?token={token}", flush=True)
             server.run(sockets=[listening])
         finally:

@@ -20,6 +20,7 @@ from phonemes import CELLS_PER_FRAME, FILLER, WORD_END, SymbolTable, phoneme_gri
 
 MOST_WORDS, MOST_LINES = 5000, 5000
 LONGEST_S = 3600.0             # of a song
+MOST_SUNG_S = 2 * LONGEST_S    # of all words together
 LONGEST_TEXT = 300             # of a title, a section, a word or its sounds
 MOST_SEED = 2 ** 53 - 1        # up to which JavaScript counts
 
@@ -39,6 +40,11 @@ def is_text(value: object) -> bool:
 def is_bool(value: object) -> bool:
     """Whether a value is true or false."""
     return isinstance(value, bool)
+
+
+def is_list(value: object) -> bool:
+    """Whether a value is a list."""
+    return isinstance(value, list)
 
 
 def or_null(accepts: Callable[[object], bool]) -> Callable[[object], bool]:
@@ -74,7 +80,7 @@ SONG = {"title": (is_text, TEXT), "artist": (is_text, TEXT),
 LINE = {"section": (lambda value: is_text(value) and not set("[]") & set(value), f"{TEXT}, without brackets"),
         "backing": (is_bool, "true or false"),
         "style": (or_null(is_text), "null, or one of the singers"),
-        "words": (lambda value: isinstance(value, list), "a list of words")}
+        "words": (is_list, "a list of words")}
 WORD = {"word": (lambda value: is_text(value) and value.strip() == value != "", f"{TEXT}, not empty"),
         "start": (number(0, LONGEST_S), f"seconds from 0 to {LONGEST_S:.0f}"),
         "end": (number(0, LONGEST_S), f"seconds from 0 to {LONGEST_S:.0f}"),
@@ -93,9 +99,19 @@ def fields(value: object, known: dict[str, tuple[Callable, str]], place: str) ->
 
 def checked(value: object, styles: Collection[str]) -> dict:
     """A document, from any value of JSON. Args: styles, the singers. Raises: UserError with the place."""
-    document, count = fields(value, SONG, "document"), 0
-    document["lines"] = [fields(line, LINE, f"line {i}") for i, line in enumerate(document["lines"], 1)]
-    for i, line in enumerate(document["lines"], 1):
+    document = fields(value, SONG, "document")
+    document["lines"] = checked_lines(document["lines"])
+    for place, style in (("document", document["style"]),
+                         *((f"line {i}", line["style"]) for i, line in enumerate(document["lines"], 1))):
+        if style is not None and style not in styles:
+            raise UserError(f"{place}: style {style}: expected one of {', '.join(styles)}")
+    return document
+
+
+def checked_lines(lines: list) -> list[dict]:
+    """Lines of a document, from any list of JSON; their singers may be others. Raises: UserError."""
+    lines, count, sung_s = [fields(line, LINE, f"line {i}") for i, line in enumerate(lines, 1)], 0, 0.0
+    for i, line in enumerate(lines, 1):
         for k, word in enumerate(line["words"]):
             count += 1
             place = f"line {i}, word {count}"
@@ -104,14 +120,12 @@ def checked(value: object, styles: Collection[str]) -> dict:
                 word_of(word)
             except ValueError as e:
                 raise UserError(f'{place} "{word["word"]}": {e}') from None
-            line["words"][k] = word
+            line["words"][k], sung_s = word, sung_s + word["end"] - word["start"]
     if count > MOST_WORDS:
         raise UserError(f"document: more than {MOST_WORDS} words")
-    for place, style in (("document", document["style"]),
-                         *((f"line {i}", line["style"]) for i, line in enumerate(document["lines"], 1))):
-        if style is not None and style not in styles:
-            raise UserError(f"{place}: style {style}: expected one of {', '.join(styles)}")
-    return document
+    if sung_s > MOST_SUNG_S:
+        raise UserError(f"document: its words last more than {MOST_SUNG_S:.0f} s together")
+    return lines
 
 
 def empty(style: str) -> dict:

@@ -7,6 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
+import torch
+
 from config import UserError
 from lyrics import formats
 from lyrics.formats.shared import Draft, Piece
@@ -16,13 +18,15 @@ from songs.tags import tag
 from studio.document import lyrics_of
 from studio.project import Project
 from studio.typed import SIGNS
-from support.audio import length_s, mono, read_wave, write_wave
+from support.audio import mono, opened, read_wave, write_wave
 from support.files import reading, replacing
 
 WORDS = {"lrc": ".lrc", "ass": ".ass", "ultrastar": ".txt", "textgrid": ".TextGrid"}
 SOUNDS = ("wav", "mp3", "flac", "ogg")
 EXPORTS = (*SOUNDS, *WORDS, "page", "account")
-LONGEST_S = 1200.0             # of a recording
+LONGEST_S, MOST_SAMPLES = 1200.0, 1200 * 48_000 * 2                 # of a recording, all channels together
+PART_S = 60                    # of it that is resampled at once
+MOST_TAGGED = 1 << 20          # letters of lyrics in tags
 
 
 # In
@@ -39,16 +43,18 @@ def words_in(path: Path) -> Lyrics | None:
         id3 = hasattr(tags, "getall")
         for frame in tags.getall("SYLT") if id3 else ():
             if frame.format == 2:                            # milliseconds
-                return lyrics_in_sylt(frame.text, path.name)
+                return lyrics_in_sylt(frame.text, path)
         texts = [frame.text for frame in tags.getall("USLT")] if id3 else [
             text for name in ("lyrics", "syncedlyrics", "unsyncedlyrics") for text in tags.get(name, ())]
     text = next((text for text in texts if re.search(SIGNS["lrc"], text, re.MULTILINE)), None)
-    return formats.parse(text, "lrc", f"{path.name}: its tags") if text else None
+    if text and len(text) > MOST_TAGGED:
+        raise UserError(f"{path}: its tags hold {len(text)} letters; expected {MOST_TAGGED} at most")
+    return formats.parse(text, "lrc", f"{path}: its tags") if text else None
 
 
-def lyrics_in_sylt(entries: list[tuple[str, int]], name: str) -> Lyrics:
+def lyrics_in_sylt(entries: list[tuple[str, int]], path: Path) -> Lyrics:
     """Lyrics of the texts and milliseconds of SYLT, in which a line break stands before the text after it."""
-    draft, line = Draft(f"{name}: its tags"), []
+    draft, line = Draft(f"{path}: its tags"), []
     for text, ms in entries:
         if text.startswith("\n") and line:
             draft.add(line)
@@ -58,17 +64,21 @@ def lyrics_in_sylt(entries: list[tuple[str, int]], name: str) -> Lyrics:
     return Lyrics(tuple(draft.lines))
 
 
-def recording(project: Project, path: Path, name: str, rate_hz: int) -> str:
-    """Make a take of a sound file. Args: rate_hz of the take, which is mono. Returns: its name."""
-    seconds = length_s(path)
-    if seconds > LONGEST_S:
-        raise UserError(f"{path}: {seconds:.0f} s; expected {LONGEST_S:.0f} s at most")
+def recording(project: Project, path: Path, name: str, rate_hz: int, note: str) -> str:
+    """Make a take of a sound file. Args: rate_hz of the take, which is mono; its note. Returns: its name."""
+    with opened(path) as file:
+        if file.frames > LONGEST_S * file.samplerate or file.frames * file.channels > MOST_SAMPLES:
+            raise UserError(f"{path}: {file.frames / file.samplerate:.0f} s, {file.channels} channels at "
+                            f"{file.samplerate} Hz; expected {LONGEST_S:.0f} s of stereo at 48000 Hz at most")
     wave, own_hz = read_wave(path)
-    wave = mono(wave, own_hz, rate_hz)[None]
+    wave = wave.mean(0, keepdim=True)
+    wave = torch.cat([                                       # each part a second earlier, and to one after it
+        mono(wave[:, max(0, a - own_hz):a + (PART_S + 1) * own_hz], own_hz, rate_hz)[rate_hz * (a > 0):][
+            :PART_S * rate_hz] for a in range(0, wave.shape[1], PART_S * own_hz)])[None]
     with project.new_take() as (take, about):
         with replacing(project.file(take, "wav")) as temporary:
             write_wave(temporary, wave / wave.abs().max().clamp_min(1), rate_hz, project.file(take, "wav"))
-        about |= {"name": name, "kind": "recording", "duration": wave.shape[1] / rate_hz}
+        about |= {"name": name, "kind": "recording", "note": note, "duration": wave.shape[1] / rate_hz}
     return take
 
 

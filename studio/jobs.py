@@ -133,8 +133,8 @@ class Jobs:
                 job.state = "done"
             except Cancelled:
                 job.state = "cancelled"
-            except UserError as e:
-                job.state, job.error = "failed", str(e)
+            except (UserError, OSError) as e:                # OSError: a full disk
+                job.state, job.error = "failed", describe(e)
             except Exception as e:
                 job.state, job.error = "failed", f"error: {describe(e)}"
                 traceback.print_exc()
@@ -251,8 +251,11 @@ class Singer:
         """Sing a song as the command line does. Returns: its account."""
         cfg = parse(SampleConfig, "", flags(settings))
         validate(cfg)
-        with contextlib.redirect_stdout(io.StringIO()):      # pages are told
-            return sing_song(cfg, bar, self.model)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # pages are told
+                return sing_song(cfg, bar, self.model)
+        except UserError as e:                               # its page knows no such file
+            raise UserError(str(e).replace(f"{cfg.lyrics}: ", "")) from None
 
 
 def flags(settings: dict) -> list[str]:

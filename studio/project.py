@@ -15,17 +15,24 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from config import UserError
-from studio.document import checked, empty, is_take
-from support.files import hold, make_folder, read_json, write_json
+from studio.document import (LONGEST_S, checked, checked_lines, empty, fields, is_bool, is_list, is_seed,
+                             is_take, is_text, number, or_null)
+from support.files import hold, make_folder, read_json, reading, write_json
 
 WORK = ".work-"                # temporary folders, which a killed process leaves
-# What is known of a take: its singer and lines as they were in the document, the spans that an edit sang.
-BLANK = {"id": "", "name": "", "kind": "song", "before": None, "seed": 0, "style": "", "made": "",
-         "duration": 0.0, "starred": False, "lines": [], "spans": [], "note": ""}
+seconds, whole = number(0, 2 * LONGEST_S), number(0, 2 ** 64)
+# What is known of a take: its singer and lines as they were in the document, the spans that an edit sang. Of
+# each the value of a new take, and what it may be in a file.
+TAKE = {"id": ("", is_take), "name": ("", is_text), "before": (None, or_null(is_take)), "seed": (0, whole),
+        "kind": ("song", lambda value: value in ("song", "edit", "recording")), "style": ("", is_text),
+        "made": ("", is_text), "duration": (0.0, seconds), "starred": (False, is_bool), "note": ("", is_text),
+        "lines": ([], is_list), "spans": ([], lambda value: is_list(value) and all(
+            is_list(span) and len(span) == 2 and all(map(seconds, span)) for span in value))}
+PROJECT = {"revision": (0, is_seed), "last": (0, number(0, 999_999)), "document": (None, lambda value: True)}
 
 
 class Stale(Exception):
@@ -43,23 +50,39 @@ class Project:
         self.folder, self.styles, self.lock = folder, styles, threading.RLock()
         make_folder(folder / "takes", "--project")
         hold(folder, patience_s=0)
-        for left in folder.glob(f"{WORK}*"):
-            shutil.rmtree(left)
+        with reading(folder):
+            for left in folder.glob(f"{WORK}*"):
+                shutil.rmtree(left)
         if not self.path.exists() and any((folder / "takes").iterdir()):
             raise UserError(f"{folder}: has takes but no {self.path.name}, so it is no project")
-        found = {"revision": 0, "last": 0, "document": empty(min(styles))}
-        found = object_in(self.path, found) if self.path.exists() else found
+        new = blank(PROJECT) | {"document": empty(min(styles))}
+        found = object_in(self.path, PROJECT) if self.path.exists() else new
         try:
             self.document = checked(found["document"], styles)
         except UserError as e:
             raise UserError(f"{self.path}: {e}") from None
-        self.takes = {path.stem: object_in(path, BLANK) for path in (folder / "takes").glob("*.json")
+        self.takes = {path.stem: self.take_in(path) for path in (folder / "takes").glob("*.json")
                       if is_take(path.stem)}
-        for path in (folder / "takes").iterdir():
+        if self.document["take"] not in self.takes:          # someone has removed its files
+            self.document["take"] = None
+        for path in (folder / "takes").glob("*.wav*"):
             name = path.name.partition(".")[0]
-            if is_take(name) and name not in self.takes:
+            if is_take(name) and name not in self.takes and path.is_file():
                 path.unlink()                                # of a take that was not finished
         self.revision, self.last = found["revision"], max(map(int, [*self.takes, found["last"]]))
+
+    def take_in(self, path: Path) -> dict:
+        """The take that a file tells of. Raises: UserError if it is corrupt, or its sound is missing."""
+        take = object_in(path, TAKE)
+        try:
+            take["lines"] = checked_lines(take["lines"])
+        except UserError as e:
+            raise UserError(f"{path}: {e}") from None
+        earlier = int(take["before"] or 0) < int(path.stem)
+        if take["id"] != path.stem or not earlier or not self.file(path.stem, "wav").is_file():
+            raise UserError(f"{path}: expected take {path.stem}, and its sound beside it; remove this file "
+                            "if the take is not needed")
+        return take
 
     @property
     def path(self) -> Path:
@@ -79,6 +102,8 @@ class Project:
         with self.lock:
             if revision != self.revision:
                 raise Stale
+            if document["take"] not in (None, *self.takes):
+                raise UserError(f"document: take {document['take']}: there is no such take")
             before = self.revision, self.document
             self.revision, self.document = self.revision + 1, document
             try:
@@ -109,7 +134,7 @@ class Project:
         with self.lock:
             self.last += 1
             name = str(self.last)
-        about = BLANK | {"id": name, "name": f"Take {name}", "made": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        about = blank(TAKE) | {"id": name, "name": f"Take {name}", "made": time.strftime("%Y-%m-%dT%H:%M:%S")}
         try:
             yield name, about
             write_json(self.file(name, "json"), about, ensure_ascii=False)
@@ -148,10 +173,12 @@ class Project:
                 self.takes[name] for name in sorted(self.takes, key=int)]})
 
 
-def object_in(path: Path, like: dict) -> dict:
-    """The object in a JSON file. Raises: UserError if its fields or their types are not those of `like`."""
-    found = read_json(path)
-    if not isinstance(found, dict) or found.keys() != like.keys() or any(
-            not isinstance(found[name], type(value)) for name, value in like.items() if value is not None):
-        raise UserError(f"{path}: expected an object of {', '.join(like)}")
-    return found
+def blank(known: dict[str, tuple[object, Callable]]) -> dict:
+    """The values of a new object."""
+    return {name: copy.copy(value) for name, (value, _) in known.items()}
+
+
+def object_in(path: Path, known: dict[str, tuple[object, Callable]]) -> dict:
+    """The object in a JSON file. Raises: UserError if it is not as `known` describes it."""
+    return fields(read_json(path), {name: (accepts, "it as the studio wrote it")
+                                    for name, (_, accepts) in known.items()}, str(path))

@@ -7,7 +7,6 @@ Read `Guard` (what every request has to pass), then `Studio` (an answer to each 
 import asyncio
 import functools
 import json
-import re
 import secrets
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
@@ -17,12 +16,13 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request, cookie_parser
+from starlette.requests import ClientDisconnect, Request, cookie_parser
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from config import SampleConfig, UserError
 from lyrics import formats
+from lyrics.formats.shared import UNPRINTABLE
 from lyrics.pronounce import reader
 from phonemes import SymbolTable
 from songs.page import peaks
@@ -39,6 +39,7 @@ from support.files import ROOT, describe, json_of
 from support.hub import locate
 
 MOST_JSON, MOST_TEXT, MOST_SOUND = 1 << 20, 1 << 20, 64 << 20        # bytes
+LONGEST_ERROR = 1000           # letters
 PEAKS_PER_S = 100
 WIDEST, FINEST = 16_000, 100.0               # of a spectrogram: pixels, columns a second
 PAGE = Path(__file__).parent / "page"
@@ -52,7 +53,12 @@ HEADERS = {
 
 def refusal(status: int, why: str) -> JSONResponse:
     """An answer that is an error."""
-    return JSONResponse({"error": why}, status)
+    return JSONResponse({"error": why[:LONGEST_ERROR]}, status)
+
+
+def sent(path: Path | None, **how: object) -> Response:
+    """An answer that is a file."""
+    return FileResponse(path, **how) if path and path.is_file() else refusal(404, "there is no such file")
 
 
 class Guard:
@@ -172,6 +178,8 @@ class Studio:
         """The application, for an ASGI server."""
         mistakes = {UserError: lambda request, e: refusal(422, str(e)),
                     HTTPException: lambda request, e: refusal(e.status_code, e.detail),
+                    OSError: lambda request, e: refusal(500, f"error: {describe(e)}"),     # a full disk
+                    ClientDisconnect: lambda request, e: refusal(400, "the request is not whole"),
                     Exception: lambda request, e: refusal(500, f"error: {describe(e)}")}
         return Guard(Starlette(routes=self.routes(), exception_handlers=mistakes), port, token)
 
@@ -201,8 +209,7 @@ class Studio:
 
     def file(self, request: Request) -> Response:
         """One of the page's files."""
-        path = self.static.get(request.path_params["name"])
-        return FileResponse(path) if path and path.is_file() else refusal(404, "there is no such file")
+        return sent(self.static.get(request.path_params["name"]))
 
     def state(self, request: Request) -> Response:
         """Everything that a page shows but sound."""
@@ -275,30 +282,41 @@ class Studio:
 
     async def bring(self, request: Request) -> Response:
         """A document with the words of a file; of a sound file, also a take."""
-        name = request.query_params.get("name", "")[-LONGEST_TEXT:]
+        name = UNPRINTABLE.sub("", request.query_params.get("name", ""))[-LONGEST_TEXT:]
         suffix = Path(name).suffix.lower()
-        sound = suffix in READABLE
-        if not re.fullmatch("[.][a-z0-9]{1,12}", suffix):
-            raise UserError(f"{name}: unknown ending; expected a sound file or lyrics")
+        sound, known = suffix in READABLE, (*READABLE, ".json", ".txt", *formats.ENDINGS)
+        if suffix not in known:
+            raise UserError(f"{name}: unknown ending; expected {', '.join(known)}")
         body = await body_of(request, MOST_SOUND if sound else MOST_TEXT)
 
         def made() -> dict:
-            document = self.project.state()["document"]
             with self.project.work() as work:
                 path = work / f"import{suffix}"
                 path.write_bytes(body)
                 try:
-                    words = words_in(path) if sound else formats.read(path)
-                    if words:
-                        document = checked(with_lyrics(document, words, self.reader), self.styles)
-                    take = {"take": recording(self.project, path, name, self.rate_hz)} if sound else {}
+                    return self.brought(path, name)
                 except UserError as e:
                     raise UserError(str(e).replace(str(path), name)) from None
-            return {"document": document, **take}
         answer = await run_in_threadpool(made)
         if sound:
             self.spread({"type": "state"})
         return JSONResponse(answer)
+
+    def brought(self, path: Path, name: str) -> dict:
+        """The answer to a file of this name. A sound comes without its words if they cannot be used."""
+        document, sound, note = self.project.state()["document"], path.suffix in READABLE, ""
+        try:
+            words = words_in(path) if sound else formats.read(path)
+            if words and not words.words:
+                raise UserError(f"{path}: holds no words")
+            if words:
+                document = checked(with_lyrics(document, words, self.reader), self.styles)
+        except UserError as e:
+            if not sound:
+                raise
+            note = f"without its words: {e}".replace(str(path), name)[:LONGEST_TEXT]
+        take = {"take": recording(self.project, path, name, self.rate_hz, note)} if sound else {}
+        return {"document": document, **take}
 
     # Songs
 
@@ -315,7 +333,7 @@ class Studio:
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a song."""
-        [job] = await json_in(request, job=lambda value: isinstance(value, str))
+        [job] = await json_in(request, job=is_text)
         self.jobs.cancel(job)
         return JSONResponse({})
 
@@ -330,22 +348,26 @@ class Studio:
 
     async def rename(self, request: Request) -> Response:
         """Change a take's name, or star it."""
-        take = self.take(request.path_params["name"])
         about = await json_in(request, name=or_null(is_text), starred=or_null(is_bool))
         about = {key: value for key, value in zip(("name", "starred"), about) if value is not None}
-        await run_in_threadpool(self.project.describe, take["id"], about)
+
+        def changed() -> None:
+            with self.project.lock:
+                self.project.describe(self.take(request.path_params["name"])["id"], about)
+        await run_in_threadpool(changed)
         self.spread({"type": "state"})
         return JSONResponse({})
 
-    async def remove(self, request: Request) -> Response:
+    def remove(self, request: Request) -> Response:
         """Remove a take that nothing needs."""
-        name = self.take(request.path_params["name"])["id"]
-        if self.project.document["take"] == name:
-            return refusal(409, f"take {name} is shown")
-        if self.jobs.needs(name):
-            return refusal(409, f"a song that is to be sung begins with take {name}")
-        await run_in_threadpool(self.project.remove, name)
-        self.spread({"type": "state"})
+        with self.project.lock:
+            name = self.take(request.path_params["name"])["id"]
+            if self.project.document["take"] == name:
+                return refusal(409, f"take {name} is shown")
+            if self.jobs.needs(name):
+                return refusal(409, f"a song that is to be sung begins with take {name}")
+            self.project.remove(name)
+        self.tell({"type": "state"})
         return JSONResponse({})
 
     def export(self, request: Request) -> Response:
@@ -362,7 +384,7 @@ class Studio:
     def audio(self, request: Request) -> Response:
         """A take's sound; a page asks for parts of it."""
         name = self.take(request.path_params["name"])["id"]
-        return FileResponse(self.project.file(name, "wav"), media_type="audio/wav")
+        return sent(self.project.file(name, "wav"), media_type="audio/wav")
 
     def peaks(self, request: Request) -> Response:
         """How loud a take is."""

@@ -7,12 +7,13 @@ import itertools
 import re
 from pathlib import Path
 
+from config import UserError
 from lyrics import formats
 from lyrics.plan import PlanSettings
 from lyrics.pronounce import Reader
 from lyrics.revise import revised
 from lyrics.timing import Lyrics
-from studio.document import lines_of, lyrics_of
+from studio.document import MOST_WORDS, lines_of, lyrics_of
 
 # How texts in a format with times begin, or what they hold; the others are told apart by formats.kind_of.
 SIGNS = {"ass": r"\A\s*\[Script Info\]", "vtt": r"\AWEBVTT", "ttml": r"\A\s*<(\?xml|tt)\b",
@@ -31,8 +32,10 @@ def kind_of_text(text: str) -> str:
 def with_lyrics(document: dict, new: Lyrics, reader: Reader) -> dict:
     """A document with other lyrics: see `revised`. A line's singer is that of its first word with one.
 
-    Raises: UserError if words have no room.
+    Raises: UserError for too many words, and if words have no room.
     """
+    if len(new.words) > MOST_WORDS:
+        raise UserError(f"text: {len(new.words)} words; expected {MOST_WORDS} at most")
     singers = [*(line["style"] for line in document["lines"] for _ in line["words"]), None]
     timed, places = revised(lyrics_of(document), new, reader, PlanSettings(bpm=document["bpm"]), Path("text"))
     lines, rest = lines_of(timed), iter(places)

@@ -88,7 +88,9 @@ export class Inspector {
 }
 
 // What the next take is about, for the button's neighbour: the range, the word, or the song.
-export function aboutSelection({store: {doc}, range, selected}) {
+export function aboutSelection({store, range, selected}) {
+  const {doc} = store;
+  if ((store.take()?.kind ?? "recording") === "recording") return "of the whole song";
   if (range) return `of ${stamp(range[0], 2)} \u2013 ${stamp(range[1], 2)}`;
   if (selected !== null) return `of \u201c${flat(doc.lines)[selected].word}\u201d`;
   return "of the whole song";

@@ -186,7 +186,8 @@ class Studio {
       const {document: found, take} = await call("POST", path, file);
       await this.store.refresh();
       this.store.edit(doc => ({...found, take: take ?? doc.take}));
-      this.say(`${file.name} is here. Undo brings back what was here before.`);
+      const note = this.store.take(take)?.note;
+      this.say(`${file.name} is here${note ? `, ${note}` : ""}. Undo brings back what was here before.`);
     } catch (failure) {
       this.fail(failure);
     }
@@ -214,6 +215,7 @@ function listenToFiles(studio) {
 }
 
 async function start() {
+  history.replaceState(null, "", "/");                           // no token in sight, nor in a bookmark
   const studio = new Studio(await call("GET", "/api/state"));
   listenToKeys(studio.actions);
   listenToFiles(studio);

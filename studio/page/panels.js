@@ -59,7 +59,9 @@ export class Panels {
   }
 
   cancel(job) {
-    if (job && RUNS.includes(job.state)) this.ask("POST", "/api/cancel", {job: job.id});
+    if (!RUNS.includes(job?.state)) return;
+    if (job.state === "singing") this.studio.say("Stops after this step.");
+    this.ask("POST", "/api/cancel", {job: job.id});
   }
 
   // The newest take first. A click on its name goes back to it.

@@ -5,6 +5,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from conftest import BABY
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +15,12 @@ from lyrics import formats
 from lyrics.plan import FASTEST, size_of
 from lyrics.pronounce import reader
 from phonemes import SymbolTable
+from studio import exchange
 from studio.document import checked, empty, lines_of, lyrics_of, report
 from studio.project import Project, Stale
 from studio.typed import kind_of_text, with_lyrics
 from support import files
+from support.audio import mono, read_wave, write_wave
 
 quick = settings(deadline=None, derandomize=True, max_examples=40, database=None)
 STYLES = ["alto", "tenor"]
@@ -217,6 +220,45 @@ def test_what_a_killed_process_left_is_removed(project, document):
     assert reopened(project).state()["document"] == document
     assert sorted(path.name for path in project.folder.rglob("*")) == [
         ".lock", "notes.txt", "project.json", "takes"]
+
+
+@pytest.mark.parametrize("change", [
+    {"id": "2"}, {"id": "../1"}, {"before": "1"}, {"duration": float("nan")}, {"lines": [1]},
+    {"spans": [["x", 1]]}, {"kind": "x"}, {"more": 1}, None])
+def test_a_corrupt_take_is_named(project, change):
+    with project.new_take() as (name, _):
+        project.file(name, "wav").write_bytes(b"sound")
+    project.save()
+    path = project.file(name, "json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | (change or {})))
+    if change is None:
+        project.file(name, "wav").unlink()
+    with pytest.raises(UserError, match=f"^{path}: "):
+        reopened(project)
+
+
+def test_what_shows_a_take_that_is_gone_shows_none(project, document):
+    with project.new_take() as (name, _):
+        project.file(name, "wav").write_bytes(b"sound")
+    with pytest.raises(UserError, match="take 9: there is no such take"):
+        project.change(document | {"take": "9"}, 0)
+    project.change(document | {"take": name}, 0)
+    project.unlink(name)
+    assert reopened(project).document["take"] is None
+
+
+def test_a_long_recording_is_resampled_in_parts(project, tmp_path, monkeypatch):
+    wave = torch.rand(2, 3 * 44100 + 777, generator=torch.Generator().manual_seed(0)) - 0.5
+    write_wave(tmp_path / "a.wav", wave, 44100, tmp_path / "a.wav")
+    monkeypatch.setattr(exchange, "PART_S", 1)
+    name = exchange.recording(project, tmp_path / "a.wav", "a.wav", 24000, "")
+    found, rate_hz = read_wave(project.file(name, "wav"))
+    expected = mono(*read_wave(tmp_path / "a.wav"), 24000)
+    assert rate_hz == 24000 and found.shape == (1, len(expected))
+    assert torch.allclose(found[0], expected, atol=1e-4)
+    monkeypatch.setattr(exchange, "MOST_SAMPLES", 100)
+    with pytest.raises(UserError, match="a.wav: 3 s, 2 channels at 44100 Hz; expected 1200 s of stereo"):
+        exchange.recording(project, tmp_path / "a.wav", "a.wav", 24000, "")
 
 
 @pytest.mark.parametrize("name, text", [

@@ -11,10 +11,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
+from mutagen import id3
 
 from config import UserError
 from studio.__main__ import main
+from support.audio import write_wave
 
 TEXT = "[Verse]\nGood morning sunny world\nAnd good night"
 
@@ -173,6 +176,22 @@ def test_large_bodies_are_refused(studio):
         "words": [{"word": "la", "start": 1, "end": 2, "phoneme": None}] * 5001}]}
     assert studio.ask("POST", "/api/check", {"document": many}) == (
         422, {"error": "document: more than 5000 words"})
+    many["lines"][0]["words"] = [{"word": "la", "start": 0, "end": 3600, "phoneme": None}] * 3
+    assert studio.ask("POST", "/api/check", {"document": many}) == (
+        422, {"error": "document: its words last more than 7200 s together"})
+    document = studio.state()["document"]
+    assert studio.ask("POST", "/api/lyrics", {"document": document, "text": "a " * 5001}) == (
+        422, {"error": "text: 5001 words; expected 5000 at most"})
+
+
+def test_a_request_that_breaks_off_is_no_fault(studio):
+    """The fixture looks for what the server then prints."""
+    for line in (f"PUT /api/document HTTP/1.1\r\nHost: 127.0.0.1:{studio.port}\r\nContent-Length: 9\r\n"
+                 f"Content-Type: application/json\r\nCookie: studio-{studio.port}={studio.token}\r\n\r\n{{",
+                 "GET / HTTP/1.1\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", int(studio.port))) as connection:
+            connection.sendall(line.encode())
+    assert studio.state()
 
 
 # The document
@@ -233,9 +252,23 @@ def test_lyrics_and_recordings_come_in(studio):
     for name, body, error in (("a.srt", b"1\n00:00:05,000 --> 00:00:01,000\nx", "a.srt: "),
                               ("a.json", b"{", "a.json: "),
                               ("a.exe", b"x", "a.exe: unknown ending"), ("", b"x", ": unknown ending"),
+                              ("a.m4a", b"\xff", "a.m4a: unknown ending"), ("a.lrc", b"", "a.lrc: holds no"),
                               ("a.mp3", b"not a sound", "a.mp3: "), ("a.wav", b"", "a.wav: ")):
         status, value = studio.ask("POST", f"/api/import?name={name}", body)
         assert status == 422 and value["error"].startswith(error) and ".work" not in value["error"]
+
+
+def test_a_recording_with_words_that_cannot_be_used_comes_without_them(studio, tmp_path):
+    path = tmp_path / "a.mp3"
+    write_wave(path, torch.zeros(1, 24000), 24000, path)
+    tags = id3.ID3()
+    tags.add(id3.SYLT(lang="eng", format=2, type=1, text=[("b", 3000), ("a", 1000), ("\nc", 2000)]))
+    tags.save(path)
+    document, _ = studio.write()
+    status, value = studio.ask("POST", "/api/import?name=%3Cb%3E%0A.mp3", path.read_bytes())
+    assert status == 200 and value["document"] == document
+    [take] = [take for take in studio.state()["takes"] if take["id"] == value["take"]]
+    assert take["name"] == "<b>.mp3" and take["note"].startswith("without its words: text: line ")
 
 
 # Songs
@@ -302,7 +335,7 @@ def test_a_song_that_cannot_be_sung_says_why(studio):
     takes = studio.state()["takes"]
     document, revision = studio.write("Good ж")
     job = studio.sung(revision)
-    assert job["state"] == "failed" and 'word 2 "ж"' in job["error"] and "\n" not in job["error"]
+    assert job["state"] == "failed" and job["error"].startswith('word 2 "ж": ') and "\n" not in job["error"]
     assert studio.state()["takes"] == takes
 
 
