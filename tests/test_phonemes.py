@@ -156,6 +156,7 @@ def test_sung_word_is_cut_not_squeezed(table, start, length, crop, phoneme):
 
 # Pronunciation
 
+@pytest.mark.slow
 def test_numbers_and_letters_are_sung(phonemizer):
     """A number with a part unsaid; a letter of a code read as the article, as a sound or by a wrong name."""
     assert phonemizer("24") == phonemizer("twenty") + phonemizer("four")

@@ -133,6 +133,7 @@ def test_a_song_without_its_latents(song, edit, tmp_path):
     assert new.read_bytes() == edit("--line", 2, out="other.wav").read_bytes()
 
 
+@pytest.mark.slow
 def test_lossy_files(song, edit, tmp_path):
     """An edit of an MP3, made again from its account alone: what was decoded once is decoded again."""
     first = edit("--line", 1, out="1.mp3")

@@ -229,7 +229,8 @@ def test_what_is_asked_for_differently_is_made_again(jam, inputs, tmp_path, monk
     assert len(sung) == 3
 
 
-@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 2])
 def test_killed_between_two_files(jam, inputs, tmp_path, monkeypatch, after):
     """The original of one seed beside the song of another, told to be finished."""
     out, writes, write = tmp_path / "out", [], files.write_wave
