@@ -334,8 +334,9 @@ class SungCodec:
         for first, end in ((fold * first, fold * end) for first, end in spans):
             if lead <= end < lead + length:
                 late = turns[:, end - lead] - turns_before(now, self.short, rate)[:, end]
-                missing = (late - late.round()) * rate / (self.short * (end - first))
-                now[:, first:end] += missing[:, None].float()
+                missing = ((late - late.round()) * rate / self.short).float()
+                shape = torch.hann_window(end - first + 2, periodic=False)[1:-1]     # no step at the edges
+                now[:, first:end] += missing[:, None] * shape / shape.sum()
         v = v._replace(note=69 + 12 * (now / 440).log2())
         return self.render(v, part), now
 
