@@ -231,10 +231,12 @@ def main(argv: list[str] | None = None) -> None:
     sing_song(cfg)
 
 
-def sing_song(cfg: SampleConfig, bar: Callable = tqdm, load: Callable | None = None) -> Path:
+def sing_song(cfg: SampleConfig, bar: Callable = tqdm, load: Callable | None = None,
+              say: Callable[[object], None] = print) -> Path:
     """Sing one song, an edit of one, variants or the best of several takes; the account of the last.
 
-    Args: bar, which wraps lists of steps as tqdm does; load, which makes a Model.
+    Args: bar, which wraps lists of steps as tqdm does; load, which makes a Model; say, which is given lines
+        about the song.
     Raises: UserError for a mistake, before any work is done if it can be told.
     """
     # What is asked for, and where it goes.
@@ -246,7 +248,7 @@ def sing_song(cfg: SampleConfig, bar: Callable = tqdm, load: Callable | None = N
     torch.set_num_threads(cfg.threads)
     if not song.styles and not song.texts and not cfg.ignore_style:
         song = dataclasses.replace(song, styles=default_style(files.styles))
-    before = before_of(song, cfg, lambda cfg: sing_song(cfg, bar, load))
+    before = before_of(song, cfg, lambda cfg: sing_song(cfg, bar, load, lambda line: None))
     if before is not None:
         song = continued(song, before, cfg, files.preset)
     scorer = chooser_of(cfg, device) if cfg.best_of > 1 else None
@@ -262,20 +264,20 @@ def sing_song(cfg: SampleConfig, bar: Callable = tqdm, load: Callable | None = N
     # Noise, steps, sound, files: once for each variant or take.
     model = (load or Model)(files, device, cfg.dtype, cfg.compile)
     names = ", ".join([*song.styles, *song.texts]) or "ignored"
-    print(f"seed {cfg.seed}, style {names}, {len(prompt.lyrics.words)} words in {prompt.duration_s:.2f} s, "
-          f"on {device}")
+    say(f"seed {cfg.seed}, style {names}, {len(prompt.lyrics.words)} words in {prompt.duration_s:.2f} s, "
+        f"on {device}")
     load_s = time.perf_counter() - began
     for request, outputs, stages in sing_takes(model, prompt, jobs, cfg, scorer, bar):
         if scorer:
-            print(f"the best of {cfg.best_of}: seed {request['seed']}")
+            say(f"the best of {cfg.best_of}: seed {request['seed']}")
         else:
             stages = {"load": load_s} | stages
-            print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
-                  + f"; {sum(stages.values()) / prompt.duration_s:.2f} s per second of song; "
-                  + peak_memory(device))
+            say(", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
+                + f"; {sum(stages.values()) / prompt.duration_s:.2f} s per second of song; "
+                + peak_memory(device))
         if prompt.edit is not None:
-            print(told(outputs))
-        print(outputs.song.resolve())
+            say(told(outputs))
+        say(outputs.song.resolve())
     return outputs.account
 
 

@@ -3,10 +3,8 @@
 Read `Jobs` (the queue and its thread), then `Singer`: `steps` (what is sung by whom) and `sing`.
 """
 
-import contextlib
 import dataclasses
 import functools
-import io
 import itertools
 import threading
 import traceback
@@ -252,8 +250,7 @@ class Singer:
         cfg = parse(SampleConfig, "", flags(settings))
         validate(cfg)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # pages are told
-                return sing_song(cfg, bar, self.model)
+            return sing_song(cfg, bar, self.model, lambda line: None)        # pages are told
         except UserError as e:                               # its page knows no such file
             raise UserError(str(e).replace(f"{cfg.lyrics}: ", "")) from None
 
