@@ -805,6 +805,7 @@ def test_an_address(paths, tmp_path, monkeypatch, capsys):
     assert len(others) == 2 and all(name.startswith(f"{address}/s-3.tar: ") for name in others)
 
 
+@pytest.mark.slow
 def test_standard_input(paths, monkeypatch):
     """`cat x.tar | train.py`: each song once, then the end; a reading process has another standard input."""
     code = """

@@ -215,6 +215,7 @@ def test_sidecar_remakes_the_song(sing, tmp_path, guidance):
     assert (tmp_path / "again.wav").read_bytes() == first.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_sidecar_says_how_the_song_was_sampled(sing, tmp_path):
     """`auto` and the preset's values, which may mean something else elsewhere or later."""
     first, account = sing(), tmp_path / "song.wav.json"

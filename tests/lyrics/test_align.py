@@ -185,6 +185,7 @@ def test_hold_ends_in_time():
     assert hold([Span(97, 100, 1.0)], power, 15) == [Span(97, 100, 1.0)]
 
 
+@pytest.mark.slow
 def test_numbers_are_read_out(tmp_path):
     """A number would count as unreadable, and its letters would be laid on nothing."""
     plan = [("love", 1.0), ("twentyfour", 1.7), ("hours", 3.0)]

@@ -55,6 +55,7 @@ def test_an_account_is_enough(sing, tmp_path, bpm):
     assert again(sing, f"{made}.json", out="third.wav").read_bytes() == song.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_account_with_other_settings(sing, tmp_path):
     """Its words at their times, whatever else is changed; lyrics and styles that are given count more."""
     song = sing("--lyrics", ROOT / "examples" / "song.txt", "--page", "false")
@@ -155,6 +156,7 @@ def test_foreign_files_stay(sing, tmp_path, name):
     assert b"precious" not in (tmp_path / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_songs_of_one_name(sing, tmp_path):
     """b.flac does not take the page of b.mp3, nor a page that appeared beside a song without one."""
     sing(out="b.mp3")

@@ -138,6 +138,7 @@ def test_a_decoder_of_another_network(jam, inputs, tmp_path, capsys):
     assert metadata[0]["status"] == "made" and "TorchScript is run as it is" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_and_one_broken_song(jam, inputs, tmp_path):
     """Songs that depend on how many processes make them; a broken one that takes the others with it."""
     change(inputs, 0, lrc_path="inputs/none.json")
@@ -199,6 +200,7 @@ def test_finished_songs_are_skipped(jam, inputs, tmp_path, monkeypatch, capsys):
     assert run(jam, inputs, out, "--steps", "2")[0] == 0 and len(sung) == 7
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_differently_is_made_again(jam, inputs, tmp_path, monkeypatch):
     """Other weights of the style encoder or another preset: a stale song; another window of a text: none."""
     out, sung, sing = tmp_path / "out", [], Model.sing
@@ -260,6 +262,7 @@ def test_the_account_of_a_song_remakes_it(jam, inputs, tmp_path):
     assert (tmp_path / "again.wav").read_bytes() == song.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_song_that_was_remade_in_place_is_finished(jam, inputs, tmp_path):
     """Sung again by its account, with its own words and style: it is still what the manifest asks for."""
     out = tmp_path / "out"
