@@ -2,13 +2,14 @@
 
     python sample.py --lyrics examples/song.txt --style male --seed 7 --out my.mp3
     python sample.py --config my.mp3.json --out again.mp3
+    python sample.py --edit my.mp3.json --lyrics new.txt --out new.mp3
     torchrun --nproc_per_node=8 sample.py --manifest songs.json --out-dir outputs
 
-A guided tour. Begin with `main`, below the two classes: it is the story of one song. `Prompts.make` turns
+A guided tour. Begin with `sing_song`, at the end: it is the story of one song. `Prompts.make` turns
 words into what the network reads, and `Model.sing` turns noise into sound. They call into four places:
 lyrics/ (words get times and phonemes), style.py (a style becomes a vector), sampler.py (steps from noise to
-latents) and vae.py (latents become sound). Then songs/ writes the files, chooses between takes, and sings
-all songs of a manifest.
+latents) and vae.py (latents become sound). Then songs/ writes the files, chooses between takes, sings all
+songs of a manifest, and sings a part of a finished song again.
 """
 
 import dataclasses

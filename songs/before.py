@@ -101,9 +101,9 @@ def saved(path: Path) -> Before | None:
 def remade(chain: list[dict], cfg: SampleConfig, folder: Path,
            sing: Callable[[SampleConfig], Path]) -> Path:
     """Sing the songs of a chain one after another; the account of the last."""
-    own = {"model": cfg.model, "vae": cfg.vae, "phonemizer": cfg.phonemizer, "device": cfg.device,
-           "threads": cfg.threads, "offline": cfg.offline, "style-encoder": cfg.style_encoder,
-           "force": cfg.force}
+    own = {"model": cfg.model, "vae": cfg.vae, "trust-vae": cfg.trust_vae, "phonemizer": cfg.phonemizer,
+           "device": cfg.device, "threads": cfg.threads, "offline": cfg.offline,
+           "style-encoder": cfg.style_encoder, "force": cfg.force}
     flags = [f"--{name}={value}" for name, value in own.items() if value is not None]
     before = []
     for i, account in enumerate(chain):

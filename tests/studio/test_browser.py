@@ -250,12 +250,17 @@ def test_all_by_keys(browser, server):
     assert not browser.errors
 
 
-@pytest.mark.slow
-def test_reload_while_it_sings(browser, server):
-    """The running job, the words and their history are there again; then the take is."""
+def begin_long_song(browser, server):
+    """Sing what takes some seconds."""
     browser.open(server.url, 1920, ready=READY)
     write(browser, "\n".join(["So stay with me to~night and I will hear the river sing"] * 6))
     browser.key("Ctrl+Enter")
+
+
+@pytest.mark.slow
+def test_reload_while_it_sings(browser, server):
+    """The running job, the words and their history are there again; then the take is."""
+    begin_long_song(browser, server)
     browser.wait("!document.querySelector('#job').hidden && document.querySelector('progress').value > 0", 60)
     browser.call("Page.reload")
     browser.wait(f"document.readyState === 'complete' && {READY} && !!document.querySelector('.block')")
@@ -273,9 +278,7 @@ def test_reload_while_it_sings(browser, server):
 @pytest.mark.slow
 def test_cancelled(browser, server):
     """It ends soon, leaves no take, and the next one can be sung."""
-    browser.open(server.url, 1920, ready=READY)
-    write(browser, "\n".join(["So stay with me to~night and I will hear the river sing"] * 6))
-    browser.key("Ctrl+Enter")
+    begin_long_song(browser, server)
     browser.wait("!document.querySelector('#job').hidden", 60)
     browser.click("document.querySelector('[data-do=cancel]')")
     browser.wait(f"document.querySelector('#job').hidden && {NEWS} === 'Cancelled.'", 30)
